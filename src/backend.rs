@@ -1,0 +1,84 @@
+//! The waist: what the encoder asks of a device, and nothing more.
+//!
+//! `cpu` answers it in plain Rust; `cuda` will answer it with kernels. No tensor type crosses it, no
+//! linear layer, no layer norm: images go in as decoded RGB, features come out in rows that the sequence
+//! lends. Above it nothing knows a device; below it nothing knows a prompt.
+
+use std::fmt;
+use std::time::Duration;
+
+use half::f16;
+
+use crate::error::Result;
+use crate::image::{Resample, RgbView};
+use crate::sequence::RowsMut;
+
+/// Where each image's features go: for image `i`, every block of rows it fills.
+///
+/// A block shorter than **P** takes the first rows and drops the rest (a sequence cut inside an image).
+/// An image with no block need not be encoded.
+pub type Targets<'a> = Vec<Vec<RowsMut<'a>>>;
+
+/// A device that can turn images and token ids into rows of a sequence.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// Names the device and the variant chosen on it, for logs: `cpu (avx512, 2 threads)`.
+    fn describe(&self) -> String;
+
+    /// Writes the embedding of `ids[i]` to row `i`; shape `[ids.len(), H]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] if an id is outside the table;
+    /// [`crate::Error::ValueOutOfRange`] if fp16 cannot hold a value of a row.
+    fn embed_tokens(&self, ids: &[u32], rows: &mut RowsMut<'_>) -> Result<()>;
+
+    /// Encodes images, batched, into all their targets; per image `[P, H]`.
+    ///
+    /// Rows of an image depend on its pixels alone: not on the batch, its order or the number of threads.
+    /// Rows outside the targets are not touched.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if the device fails. Targets are then undefined.
+    fn encode_images(
+        &self,
+        images: &[RgbView<'_>],
+        targets: Targets<'_>,
+        job: &mut EncodeJob<'_>,
+    ) -> Result<EncodeTimings>;
+}
+
+/// How to encode, and who watches.
+#[derive(Default)]
+pub struct EncodeJob<'a> {
+    /// The resampling rule.
+    pub resample: Resample,
+    /// Called now and then with the work done, from 0 to 1.
+    pub progress: Option<&'a mut (dyn FnMut(f32) + Send)>,
+    /// Called with each stage's output of each image, in order; makes the run slower.
+    pub trace: Option<&'a mut TraceFn>,
+}
+
+/// Receives a stage's output: the image's index, the stage, and the values, row-major.
+pub type TraceFn = dyn FnMut(usize, Stage, &[f16]) + Send;
+
+/// The stages that every backend can show, in order. Shapes are those of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Normalised patches in im2col layout, `[P, 3·patch²]`, element order channel, y, x.
+    Patches,
+    /// Class token and patches with positions, after the pre-norm, `[T, C]`.
+    Embedded,
+    /// The output of transformer block `i` from 0, `[T, C]`.
+    Layer(usize),
+    /// The projector's hidden layer after its activation, `[P, projector width]`.
+    ProjectorHidden,
+}
+
+/// Time spent inside [`Backend::encode_images`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EncodeTimings {
+    /// Resizing, wall time.
+    pub resize: Duration,
+    /// Everything after it, wall time.
+    pub encode: Duration,
+}

@@ -1,0 +1,3 @@
+//! A checkpoint directory as the Hub holds it.
+
+pub mod weights;

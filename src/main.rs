@@ -1,0 +1,3 @@
+//! The `imagehere` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! See the modules' map in the crate's documentation.
