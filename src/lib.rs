@@ -8,6 +8,7 @@ pub mod encoder;
 pub mod error;
 pub mod image;
 pub mod output;
+pub mod packing;
 pub mod prompt;
 pub mod sequence;
 pub mod synth;
