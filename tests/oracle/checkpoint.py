@@ -174,14 +174,13 @@ def awkward(weights):
 
 
 def shards(weights, count):
-    """Splits in order into `count` parts of about equal bytes."""
+    """Splits in order into `count` parts of about equal bytes, or fewer where one tensor is larger than a part."""
     total = sum(t.numel() * t.element_size() for t in weights.values())
     parts, done = [{} for _ in range(count)], 0
     for name, tensor in weights.items():
         parts[min(done * count // total, count - 1)][name] = tensor
         done += tensor.numel() * tensor.element_size()
-    assert all(parts)
-    return parts
+    return [part for part in parts if part]
 
 
 def write(directory, weights, config, tokenizer, form="bin", shard_count=1, odd=False, absent_llm=False):

@@ -23,6 +23,8 @@ from PIL import Image, ImageOps
 from sentencepiece import sentencepiece_model_pb2
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+sentencepiece.set_min_log_level(2)  # upstream's vocabulary has a NUL piece, about which it would warn each time
+
 TOWER = "vit.vision_tower.vision_model."
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
