@@ -5,13 +5,53 @@
 //! lends. Above it nothing knows a device; below it nothing knows a prompt.
 
 use std::fmt;
-use std::time::Duration;
+use std::str::FromStr;
 
 use half::f16;
 
-use crate::error::Result;
-use crate::image::{Resample, RgbView};
+use crate::error::{Error, Result};
+use crate::image::RgbView;
 use crate::sequence::RowsMut;
+
+/// Where to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Device {
+    /// The first GPU if there is a usable one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The NVIDIA GPU with this ordinal.
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let ordinal = |n: &str| n.parse().ok().map(Self::Cuda);
+        match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(ordinal),
+        }
+        .ok_or_else(|| {
+            Error::argument(format!("`{text}` is no device"), "Use auto, cpu, cuda or cuda:N, as in cuda:1")
+        })
+    }
+}
 
 /// Where each image's features go: for image `i`, every block of rows it fills.
 ///
@@ -33,8 +73,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Encodes images, batched, into all their targets; per image `[P, H]`.
     ///
-    /// Rows of an image depend on its pixels alone: not on the batch, its order or the number of threads.
-    /// Rows outside the targets are not touched.
+    /// Images arrive resized: `image_size` pixels square. The rows of an image depend on its pixels alone,
+    /// not on the batch, its order or the number of threads. Rows outside the targets are not touched.
     ///
     /// # Errors
     /// [`crate::Error::Internal`] if the device fails. Targets are then undefined.
@@ -42,23 +82,21 @@ pub trait Backend: fmt::Debug + Send + Sync {
         &self,
         images: &[RgbView<'_>],
         targets: Targets<'_>,
-        job: &mut EncodeJob<'_>,
-    ) -> Result<EncodeTimings>;
+        watch: &mut Watch<'_>,
+    ) -> Result<()>;
 }
 
-/// How to encode, and who watches.
+/// Who watches an encode.
 #[derive(Default)]
-pub struct EncodeJob<'a> {
-    /// The resampling rule.
-    pub resample: Resample,
+pub struct Watch<'a> {
     /// Called now and then with the work done, from 0 to 1.
     pub progress: Option<&'a mut (dyn FnMut(f32) + Send)>,
     /// Called with each stage's output of each image, in order; makes the run slower.
-    pub trace: Option<&'a mut TraceFn>,
+    pub trace: Option<&'a mut TraceFn<'a>>,
 }
 
 /// Receives a stage's output: the image's index, the stage, and the values, row-major.
-pub type TraceFn = dyn FnMut(usize, Stage, &[f16]) + Send;
+pub type TraceFn<'a> = dyn FnMut(usize, Stage, &[f16]) + Send + 'a;
 
 /// The stages that every backend can show, in order. Shapes are those of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,13 +110,4 @@ pub enum Stage {
     Layer(usize),
     /// The projector's hidden layer after its activation, `[P, projector width]`.
     ProjectorHidden,
-}
-
-/// Time spent inside [`Backend::encode_images`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct EncodeTimings {
-    /// Resizing, wall time.
-    pub resize: Duration,
-    /// Everything after it, wall time.
-    pub encode: Duration,
 }

@@ -1,1 +1,455 @@
-//! See the modules' map in the crate's documentation.
+//! The façade: images in, filled sequence out.
+//!
+//! The only module that knows both the plan of a sequence and the device that fills it. It hands text rows
+//! and slots to the backend as blocks of the sequence buffer; nothing is concatenated, nothing copied after
+//! the projector.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::backend::{Backend, Device, Stage, Targets, Watch};
+use crate::checkpoint::{Checkpoint, RangePolicy};
+use crate::config::ModelConfig;
+use crate::cpu::CpuBackend;
+use crate::error::{Error, Result};
+use crate::features::Features;
+use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage, RgbView, decode, resize};
+use crate::packing::{Block, Content, PackedPlan};
+use crate::prompt::{Planner, Request, SequencePlan};
+use crate::sequence::{RowsMut, SequenceBuffer};
+use crate::tokenizer::Tokenizer;
+use crate::warning::Warning;
+
+/// How to open and run an [`Encoder`]; the defaults suit most.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct EncoderOptions {
+    /// Where to run.
+    pub device: Device,
+    /// Threads of the CPU; `None` takes rayon's global pool, one per core.
+    pub threads: Option<usize>,
+    /// What to do with a weight that fp16 cannot hold.
+    pub range_policy: RangePolicy,
+    /// How files become RGB8.
+    pub decode: DecodeOptions,
+    /// Which Pillow the resize equals.
+    pub resample: Resample,
+}
+
+impl EncoderOptions {
+    /// Makes the default options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets where to run.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Sets the number of CPU threads, in a pool of this encoder's own.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Sets what to do with a weight that fp16 cannot hold.
+    pub fn range_policy(mut self, policy: RangePolicy) -> Self {
+        self.range_policy = policy;
+        self
+    }
+
+    /// Sets how files become RGB8.
+    pub fn decode(mut self, decode: DecodeOptions) -> Self {
+        self.decode = decode;
+        self
+    }
+
+    /// Sets which Pillow the resize equals.
+    pub fn resample(mut self, resample: Resample) -> Self {
+        self.resample = resample;
+        self
+    }
+}
+
+/// A loaded model: plans sequences, encodes images, fills sequences.
+///
+/// `Send + Sync`; calls from several threads run side by side and share the weights.
+///
+/// # Examples
+/// ```
+/// use imagehere::encoder::Encoder;
+/// use imagehere::image::RgbView;
+/// use imagehere::prompt::Request;
+/// use imagehere::sequence::SequenceBuffer;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let dir = &dir.path().join("model");
+/// # imagehere::synth::write(imagehere::synth::Preset::Tiny, &Default::default(), dir).unwrap();
+///
+/// let encoder = Encoder::open(dir)?;
+/// let request = Request::new("<ImageHere> <ImageHere>What changed?").image_count(2);
+/// let plan = encoder.plan(&request)?;
+///
+/// let (before, after) = (vec![0; 60 * 40 * 3], vec![255; 60 * 40 * 3]);
+/// let images = [
+///     RgbView::new(&before, 60, 40, 180).unwrap().into(),
+///     RgbView::new(&after, 60, 40, 180).unwrap().into(),
+/// ];
+/// let mut sequence = SequenceBuffer::new();
+/// encoder.encode_into(&plan, &images, &mut sequence)?;
+/// sequence.verify()?;
+/// assert_eq!(sequence.len(), plan.input_ids.len());
+/// # Ok::<(), imagehere::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Encoder {
+    planner: Planner,
+    backend: Box<dyn Backend>,
+    pool: Option<rayon::ThreadPool>,
+    decode: DecodeOptions,
+    resample: Resample,
+    fingerprint: Arc<str>,
+    warnings: Vec<Warning>,
+}
+
+/// What an encode did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct EncodeReport {
+    /// Wall time of decoding. It overlaps with resizing; the two are told apart by their share of the work.
+    pub decode: Duration,
+    /// Wall time of resizing.
+    pub resize: Duration,
+    /// Wall time of tower, projector and text rows.
+    pub encode: Duration,
+    /// Images that went through the tower: each once, however many slots it fills.
+    pub images_encoded: usize,
+    /// What went through but deserves a word, image by image.
+    pub warnings: Vec<Warning>,
+}
+
+impl Encoder {
+    /// Opens a checkpoint directory with the default options.
+    ///
+    /// # Errors
+    /// As [`Encoder::open_with`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(dir, EncoderOptions::default())
+    }
+
+    /// Opens a checkpoint directory: maps it, checks it, converts tower and projector to fp16.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], [`Error::DType`] or [`Error::ValueOutOfRange`] if the directory cannot be used;
+    /// [`Error::Device`] if the device is absent.
+    pub fn open_with(dir: impl AsRef<Path>, options: EncoderOptions) -> Result<Self> {
+        let dir = dir.as_ref();
+        let checkpoint = Checkpoint::open(dir)?;
+        let planner = Planner::new(Tokenizer::from_dir(dir)?, checkpoint.config().clone())?;
+        let pool = options.threads.map(thread_pool).transpose()?;
+        let open = || open_backend(&checkpoint, &options);
+        let (backend, mut warnings) = match &pool {
+            Some(pool) => pool.install(open),
+            None => open(),
+        }?;
+        warnings.splice(0..0, checkpoint.warnings().iter().cloned());
+        tracing::info!(backend = %backend.describe(), "opened {}", dir.display());
+        Ok(Self {
+            planner,
+            backend,
+            pool,
+            decode: options.decode,
+            resample: options.resample,
+            fingerprint: checkpoint.fingerprint().into(),
+            warnings,
+        })
+    }
+
+    /// Returns the sizes of the model.
+    pub fn config(&self) -> &ModelConfig {
+        self.planner.config()
+    }
+
+    /// Returns what was noticed at open.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// Returns the fingerprint of the checkpoint, in hexadecimal.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Names the device and the kernels chosen on it.
+    pub fn describe(&self) -> String {
+        self.backend.describe()
+    }
+
+    /// Lays out a sequence: ids, slots, mask. Decodes nothing.
+    ///
+    /// # Errors
+    /// [`Error::MarkerCount`] if markers and images do not match; [`Error::SequenceTooLong`].
+    pub fn plan(&self, request: &Request) -> Result<SequencePlan> {
+        self.planner.plan(request)
+    }
+
+    /// Fills a sequence, or a packing of several: text rows, and each image's features in all its slots.
+    ///
+    /// `images` are those of the call, in the order of the plan's slots (of the indices given to
+    /// [`PackedPlan::push`]). All are decoded before the first row is written, and each is encoded once.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the number of images is wrong or a wrapped buffer too small;
+    /// [`Error::Image`] naming the first image that cannot be used. Nothing is written then.
+    pub fn encode_into<'p>(
+        &self,
+        plan: impl Into<PackedPlan<'p>>,
+        images: &[ImageSource<'_>],
+        sequence: &mut SequenceBuffer<'_>,
+    ) -> Result<EncodeReport> {
+        self.encode_watched(plan, images, sequence, &mut |_| ())
+    }
+
+    /// As [`Encoder::encode_into`], calling `progress` now and then with the work done, from 0 to 1.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_into`].
+    pub fn encode_watched<'p>(
+        &self,
+        plan: impl Into<PackedPlan<'p>>,
+        images: &[ImageSource<'_>],
+        sequence: &mut SequenceBuffer<'_>,
+        progress: &mut (dyn FnMut(f32) + Send),
+    ) -> Result<EncodeReport> {
+        let packed = plan.into();
+        self.install(|| {
+            check_image_count(&packed, images.len())?;
+            let (pixels, mut report) = self.preprocess(images)?;
+            let start = Instant::now();
+            let (blocks, lent) = self.lay_out(&packed, sequence)?;
+            let mut targets: Targets<'_> = images.iter().map(|_| Vec::new()).collect();
+            for (block, mut rows) in blocks.iter().zip(lent) {
+                match &block.content {
+                    Content::Image(image) => targets[*image].push(rows),
+                    Content::Text(ids) => self.backend.embed_tokens(ids, &mut rows)?,
+                }
+            }
+            // An image that a cut removed from the sequence was checked, but is not encoded.
+            let used: Vec<usize> = (0..images.len()).filter(|&i| !targets[i].is_empty()).collect();
+            let views: Vec<RgbView<'_>> = used.iter().map(|&i| pixels[i].view()).collect();
+            targets.retain(|target| !target.is_empty());
+            self.backend.encode_images(
+                &views,
+                targets,
+                &mut Watch { progress: Some(progress), trace: None },
+            )?;
+            for block in &blocks {
+                sequence.mark_written(block.offset..block.offset + block.len);
+            }
+            report.images_encoded = used.len();
+            report.encode = start.elapsed();
+            Ok(report)
+        })
+    }
+
+    /// Encodes images and keeps their features, to be placed later by [`Encoder::place_into`].
+    ///
+    /// # Errors
+    /// [`Error::Image`] naming the first image that cannot be used.
+    pub fn features(&self, images: &[ImageSource<'_>]) -> Result<Vec<Features>> {
+        self.install(|| {
+            let (pixels, _) = self.preprocess(images)?;
+            let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
+            self.encode_features(&views, &mut Watch::default())
+        })
+    }
+
+    /// Fills a sequence, or a packing of several, from features kept from earlier calls: no image is encoded.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the number of features is wrong, if another checkpoint made them, or if a
+    /// wrapped buffer is too small. Nothing is written then.
+    pub fn place_into<'p>(
+        &self,
+        plan: impl Into<PackedPlan<'p>>,
+        features: &[Features],
+        sequence: &mut SequenceBuffer<'_>,
+    ) -> Result<()> {
+        let packed = plan.into();
+        check_image_count(&packed, features.len())?;
+        if let Some(foreign) = features.iter().position(|f| f.fingerprint() != self.fingerprint()) {
+            return Err(Error::argument(
+                format!(
+                    "features {foreign} were made by checkpoint {}, this one is {}",
+                    features[foreign].fingerprint(),
+                    self.fingerprint
+                ),
+                "Encode the image again with this checkpoint",
+            ));
+        }
+        let (blocks, lent) = self.lay_out(&packed, sequence)?;
+        for (block, mut rows) in blocks.iter().zip(lent) {
+            match &block.content {
+                Content::Text(ids) => self.backend.embed_tokens(ids, &mut rows)?,
+                Content::Image(image) => {
+                    for i in 0..rows.len() {
+                        rows.row_mut(i).copy_from_slice(features[*image].row(i));
+                    }
+                }
+            }
+        }
+        for block in &blocks {
+            sequence.mark_written(block.offset..block.offset + block.len);
+        }
+        Ok(())
+    }
+
+    /// Encodes one image and shows every stage's output to `trace`: for tests and for the curious.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if the image cannot be used.
+    pub fn trace(
+        &self,
+        image: &ImageSource<'_>,
+        trace: &mut (dyn FnMut(Stage, &[f16]) + Send),
+    ) -> Result<Features> {
+        self.install(|| {
+            let (pixels, _) = self.preprocess(std::slice::from_ref(image))?;
+            let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
+            let mut watch = Watch { progress: None, trace: Some(&mut show) };
+            let mut features = self.encode_features(&[pixels[0].view()], &mut watch)?;
+            features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
+        })
+    }
+
+    /// Encodes resized images into memory of their own.
+    fn encode_features(&self, views: &[RgbView<'_>], watch: &mut Watch<'_>) -> Result<Vec<Features>> {
+        let (patches, hidden) = (self.config().patches, self.config().hidden_size);
+        let mut kept: Vec<Vec<f16>> = views.iter().map(|_| vec![f16::ZERO; patches * hidden]).collect();
+        let targets = kept.iter_mut().map(|rows| vec![RowsMut::new(rows, hidden, hidden)]).collect();
+        self.backend.encode_images(views, targets, watch)?;
+        Ok(kept.into_iter().map(|rows| Features::new(rows, hidden, self.fingerprint.clone())).collect())
+    }
+
+    /// Decodes and resizes images in parallel, each once, keeping only the resized pixels.
+    fn preprocess(&self, images: &[ImageSource<'_>]) -> Result<(Vec<RgbImage>, EncodeReport)> {
+        let start = Instant::now();
+        let size = self.config().image_size as u32;
+        let one = |(index, source): (usize, &ImageSource<'_>)| -> Result<_> {
+            let start = Instant::now();
+            let decoded = decode::decode(index, source, &self.decode)?;
+            let decode = start.elapsed();
+            let pixels = resize::resize(decoded.view(), size, size, self.resample);
+            Ok((pixels, decoded.warnings, decode, start.elapsed() - decode))
+        };
+        // Collected before the first error is looked for, so that it is always the first image's.
+        let done: Vec<Result<_>> = images.par_iter().enumerate().map(one).collect();
+        let mut report = EncodeReport::default();
+        let mut pixels = Vec::with_capacity(images.len());
+        for result in done {
+            let (image, warnings, decode, resize) = result?;
+            pixels.push(image);
+            report.warnings.extend(warnings);
+            report.decode += decode;
+            report.resize += resize;
+        }
+        let (wall, work) = (start.elapsed(), report.decode + report.resize);
+        if !work.is_zero() {
+            report.decode = wall.mul_f64(report.decode.as_secs_f64() / work.as_secs_f64());
+            report.resize = wall.saturating_sub(report.decode);
+        }
+        Ok((pixels, report))
+    }
+
+    /// Prepares the buffer for a packing and lends all its blocks, in order.
+    fn lay_out<'s>(
+        &self,
+        packed: &PackedPlan<'_>,
+        sequence: &'s mut SequenceBuffer<'_>,
+    ) -> Result<(Vec<Block>, Vec<RowsMut<'s>>)> {
+        let config = self.config();
+        let blocks = packed.blocks();
+        for block in &blocks {
+            match &block.content {
+                Content::Image(image) if block.len > config.patches => {
+                    return Err(Error::argument(
+                        format!(
+                            "the slot of image {image} has {} rows, an image fills {}",
+                            block.len, config.patches
+                        ),
+                        "Make the plan with this encoder",
+                    ));
+                }
+                Content::Text(ids) => {
+                    if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+                        return Err(Error::argument(
+                            format!(
+                                "token id {id} is outside the {} rows of the embedding table",
+                                config.vocab_size
+                            ),
+                            "Make the plan with this checkpoint's tokenizer",
+                        ));
+                    }
+                }
+                Content::Image(_) => {}
+            }
+        }
+        sequence.prepare(packed, config.hidden_size)?;
+        let lent = sequence.lend(blocks.iter().map(|block| block.offset..block.offset + block.len))?;
+        Ok((blocks, lent))
+    }
+
+    /// Runs `work` in this encoder's own thread pool, if it has one.
+    fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
+/// Checks that a call brings as many images as its plans name.
+fn check_image_count(packed: &PackedPlan<'_>, given: usize) -> Result<()> {
+    let needed = packed.images_needed();
+    if given == needed {
+        return Ok(());
+    }
+    Err(Error::argument(
+        format!("the plan has slots for {needed} images, but the call brings {given}"),
+        "Bring the images that the plan was made for",
+    ))
+}
+
+/// Builds a pool of `threads` threads.
+fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("imagehere-{i}"))
+        .build()
+        .map_err(|error| Error::Internal(format!("cannot start {threads} threads: {error}")))
+}
+
+/// Opens the device asked for; `auto` takes the CPU where no GPU can be used.
+fn open_backend(
+    checkpoint: &Checkpoint,
+    options: &EncoderOptions,
+) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
+    match options.device {
+        Device::Auto | Device::Cpu => {
+            let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
+            let embedding = checkpoint.embedding();
+            let backend = CpuBackend::new(checkpoint.config(), weights, embedding)?;
+            Ok((Box::new(backend), report.warnings()))
+        }
+        Device::Cuda(_) => Err(Error::Device {
+            device: options.device.to_string(),
+            problem: "this version of imagehere has no CUDA backend yet".into(),
+            remedy: "Use `--device cpu`, or `auto`, which takes the CPU where there is no GPU".into(),
+        }),
+    }
+}

@@ -1,11 +1,296 @@
 //! The sequence buffer: one allocation `[L, H]` of fp16, the LLM's `inputs_embeds`.
 //!
-//! It knows rows and who may write them, nothing else: no images, no projector. [`SequenceBuffer`]
-//! lends blocks of rows ([`RowsMut`]); whoever is lent a block writes into it in place.
+//! It knows rows and who may write them, nothing else: no pixels, no projector. A [`SequenceBuffer`] lends
+//! blocks of rows ([`RowsMut`]); whoever is lent a block writes into it in place, and nothing is copied
+//! afterwards. [`SequenceBuffer::verify`] says whether everything that should be there is there.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::f16;
+
+use crate::error::{Error, Result};
+use crate::packing::PackedPlan;
+use crate::prompt::Slot;
+
+/// What unwritten rows of an owned buffer hold: a NaN that no arithmetic produces.
+const POISON: f16 = f16::from_bits(0x7d5a);
+
+/// The LLM's input embeddings: rows of `H` fp16 elements, owned and reusable, or lent by the caller.
+///
+/// An owned buffer grows to the sequence at hand and starts poisoned, so that a row nobody wrote is found.
+/// A wrapped one is filled in place: rows outside the sequence and elements between rows are not touched.
+///
+/// # Examples
+/// ```
+/// use half::f16;
+/// use imagehere::sequence::SequenceBuffer;
+///
+/// let mine = SequenceBuffer::new(); // grows as needed
+/// assert_eq!(mine.len(), 0);
+///
+/// let mut theirs = vec![f16::ZERO; 100 * 256]; // 100 rows, 256 elements apart
+/// let wrapped = SequenceBuffer::wrap(&mut theirs, 256);
+/// assert_eq!(wrapped.len(), 0); // nothing encoded into it yet
+/// ```
+#[derive(Debug, Default)]
+pub struct SequenceBuffer<'a> {
+    storage: Storage<'a>,
+    hidden: usize,     // H
+    row_stride: usize, // elements
+    layout: Layout,
+}
+
+/// Whose memory it is.
+#[derive(Debug)]
+enum Storage<'a> {
+    Owned(Vec<f16>),
+    Wrapped(&'a mut [f16]),
+}
+
+impl Default for Storage<'_> {
+    fn default() -> Self {
+        Self::Owned(Vec::new())
+    }
+}
+
+/// What the buffer holds, as its plan says, and which of it was written.
+#[derive(Debug, Default)]
+struct Layout {
+    cu_seqlens: Vec<usize>,    // [S + 1]
+    slots: Vec<(usize, Slot)>, // [N], image and rows
+    im_mask: Vec<bool>,        // [L]
+    written: Vec<bool>,        // [L]
+}
+
+impl<'a> SequenceBuffer<'a> {
+    /// Makes an empty buffer that owns its memory and grows to each sequence encoded into it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Wraps memory that the caller preallocated, row `i` starting at element `i * row_stride`.
+    ///
+    /// Encoding fills rows `0..L` of it in place and fails, with nothing written, if they do not fit.
+    pub fn wrap(data: &'a mut [f16], row_stride: usize) -> Self {
+        Self { storage: Storage::Wrapped(data), hidden: 0, row_stride, layout: Layout::default() }
+    }
+
+    /// Returns **L**, the positions of the last sequence (or packing) encoded into this buffer.
+    pub fn len(&self) -> usize {
+        self.layout.im_mask.len()
+    }
+
+    /// Returns whether nothing was encoded into this buffer yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns **H**, the elements of a row; 0 while nothing was encoded.
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// Returns where each packed sequence begins and the last one ends, in positions; shape `[S + 1]`.
+    pub fn cu_seqlens(&self) -> &[usize] {
+        &self.layout.cu_seqlens
+    }
+
+    /// Returns every slot in order with the index of the image that fills it.
+    pub fn slots(&self) -> &[(usize, Slot)] {
+        &self.layout.slots
+    }
+
+    /// Returns the image mask, shape `[L]`.
+    pub fn im_mask(&self) -> &[bool] {
+        &self.layout.im_mask
+    }
+
+    /// Returns row `i`, shape `[H]`.
+    ///
+    /// # Panics
+    /// If `i` is not below [`SequenceBuffer::len`].
+    pub fn row(&self, i: usize) -> &[f16] {
+        assert!(i < self.len(), "row {i} of {}", self.len());
+        &self.data()[i * self.row_stride..][..self.hidden]
+    }
+
+    /// Returns all rows, shape `[L, H]`, if they lie without gaps: always so in an owned buffer.
+    pub fn as_slice(&self) -> Option<&[f16]> {
+        let contiguous = self.row_stride == self.hidden || self.len() <= 1;
+        contiguous.then(|| &self.data()[..self.len() * self.hidden])
+    }
+
+    fn data(&self) -> &[f16] {
+        match &self.storage {
+            Storage::Owned(data) => data,
+            Storage::Wrapped(data) => data,
+        }
+    }
+
+    /// Makes room for a packing of rows of `hidden` elements and forgets what was there.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if wrapped memory is too small or its stride too short; it is then untouched.
+    pub(crate) fn prepare(&mut self, packed: &PackedPlan<'_>, hidden: usize) -> Result<()> {
+        let rows = packed.total_len();
+        match &mut self.storage {
+            Storage::Owned(data) => {
+                data.clear();
+                data.resize(rows * hidden, POISON);
+                self.row_stride = hidden;
+            }
+            Storage::Wrapped(data) => {
+                let need =
+                    rows.checked_sub(1).map_or(0, |before| before.saturating_mul(self.row_stride) + hidden);
+                if self.row_stride < hidden || need > data.len() {
+                    return Err(Error::argument(
+                        format!(
+                            "the sequence needs {rows} rows of {hidden} elements, but the buffer given has {} \
+                             elements with a row stride of {}",
+                            data.len(),
+                            self.row_stride
+                        ),
+                        format!(
+                            "Give at least {} elements and a stride of at least {hidden}",
+                            rows.saturating_sub(1) * self.row_stride.max(hidden) + hidden
+                        ),
+                    ));
+                }
+            }
+        }
+        self.hidden = hidden;
+        self.layout = Layout {
+            cu_seqlens: packed.cu_seqlens(),
+            slots: packed.slots(),
+            im_mask: packed.im_mask(),
+            written: vec![false; rows],
+        };
+        Ok(())
+    }
+
+    /// Lends blocks of rows, all at once, each to be written in place.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the blocks are not in order, overlap or leave the sequence.
+    pub(crate) fn lend(
+        &mut self,
+        blocks: impl IntoIterator<Item = Range<usize>>,
+    ) -> Result<Vec<RowsMut<'_>>> {
+        let (len, hidden, row_stride) = (self.len(), self.hidden, self.row_stride);
+        let mut rest = match &mut self.storage {
+            Storage::Owned(data) => data.as_mut_slice(),
+            Storage::Wrapped(data) => data,
+        };
+        let mut next = 0; // first row of `rest`
+        let mut lent = Vec::new();
+        for block in blocks {
+            if block.start < next || block.end < block.start || block.end > len {
+                return Err(Error::Internal(format!("rows {block:?} lent after row {next} of {len}")));
+            }
+            // The last row may end where the memory does, short of a whole stride.
+            let start = ((block.start - next) * row_stride).min(rest.len());
+            let size = (block.len() * row_stride).min(rest.len() - start);
+            let (mine, after) = rest[start..].split_at_mut(size);
+            lent.push(RowsMut::new(mine, hidden, row_stride));
+            (rest, next) = (after, block.end);
+        }
+        Ok(lent)
+    }
+
+    /// Notes that a block's rows were written.
+    pub(crate) fn mark_written(&mut self, block: Range<usize>) {
+        self.layout.written[block].fill(true);
+    }
+
+    /// Checks that the sequence is complete, and measures its slots.
+    ///
+    /// Every row was written; no element is NaN or infinite; slots lie in order, apart and inside the
+    /// sequence; the mask is true exactly in slots.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] with the first failure and where it is.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        let incomplete = |problem: String| Err(Error::Incomplete { problem });
+        if self.is_empty() {
+            return incomplete("nothing was encoded into it".into());
+        }
+        let mut expected = vec![false; self.len()];
+        let mut end = 0;
+        for &(image, slot) in &self.layout.slots {
+            if slot.offset < end || slot.offset + slot.len > self.len() {
+                return incomplete(format!(
+                    "the slot of image {image}, rows {}..{}, overlaps the one before or leaves the {} rows",
+                    slot.offset,
+                    slot.offset + slot.len,
+                    self.len()
+                ));
+            }
+            end = slot.offset + slot.len;
+            expected[slot.offset..end].fill(true);
+        }
+        if let Some(at) = (0..self.len()).find(|&i| expected[i] != self.layout.im_mask[i]) {
+            return incomplete(format!("the mask at row {at} disagrees with the slots"));
+        }
+        for i in 0..self.len() {
+            let row = self.row(i);
+            if !self.layout.written[i] || row.iter().any(|x| x.to_bits() == POISON.to_bits()) {
+                return incomplete(format!("row {i} ({}) was not written", self.whose(i)));
+            }
+            if let Some(channel) = row.iter().position(|x| !x.is_finite()) {
+                return incomplete(format!(
+                    "row {i} ({}) holds {} in channel {channel}",
+                    self.whose(i),
+                    row[channel]
+                ));
+            }
+        }
+        let slots = self.layout.slots.iter().map(|&(image, slot)| SlotReport {
+            image,
+            slot,
+            mean_norm: self.mean_norm(slot),
+        });
+        Ok(VerifyReport { rows: self.len(), slots: slots.collect() })
+    }
+
+    /// Returns the mean Euclidean norm of a slot's rows; 0 for an empty slot.
+    fn mean_norm(&self, slot: Slot) -> f64 {
+        let norm = |i| self.row(i).iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
+        let sum: f64 = (slot.offset..slot.offset + slot.len).map(norm).sum();
+        sum / slot.len.max(1) as f64
+    }
+
+    /// Says what row `i` belongs to, for messages.
+    fn whose(&self, i: usize) -> String {
+        let holds = |slot: &Slot| (slot.offset..slot.offset + slot.len).contains(&i);
+        match self.layout.slots.iter().find(|(_, slot)| holds(slot)) {
+            Some((image, _)) => format!("image {image}"),
+            None => "text".into(),
+        }
+    }
+}
+
+/// What [`SequenceBuffer::verify`] found in a complete sequence.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Rows checked.
+    pub rows: usize,
+    /// Every slot, in order.
+    pub slots: Vec<SlotReport>,
+}
+
+/// One slot of a complete sequence.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SlotReport {
+    /// The image that fills it, by its index in the call.
+    pub image: usize,
+    /// Its rows.
+    pub slot: Slot,
+    /// Mean Euclidean norm of its rows: near 0, or far from its neighbours', is worth a look.
+    pub mean_norm: f64,
+}
 
 /// A lent block of consecutive rows of some `[L, H]` fp16 buffer, writable from several threads at once.
 ///
@@ -14,14 +299,14 @@ use half::f16;
 pub struct RowsMut<'a> {
     first: *mut f16,
     rows: usize,
-    hidden: usize,
-    row_stride: usize,
+    hidden: usize,     // H
+    row_stride: usize, // elements
     _lent: PhantomData<&'a mut [f16]>,
 }
 
 // SAFETY: a `RowsMut` is an exclusive borrow of its rows, as `&'a mut [f16]` is, and f16 is Send + Sync.
 unsafe impl Send for RowsMut<'_> {}
-// SAFETY: through `&RowsMut` only the unsafe `row_ptr` reaches the rows; its contract forbids races.
+// SAFETY: through `&RowsMut` rows are reached only by dereferencing what `row_ptr` returns, which is unsafe.
 unsafe impl Sync for RowsMut<'_> {}
 
 impl<'a> RowsMut<'a> {
@@ -70,7 +355,7 @@ impl<'a> RowsMut<'a> {
     /// If there is no row `i`.
     pub fn row_ptr(&self, i: usize) -> *mut f16 {
         assert!(i < self.rows, "row {i} of a block of {}", self.rows);
-        // SAFETY: `new` and `split` keep `rows` rows of `row_stride` within one allocation.
+        // SAFETY: `new` keeps `rows` rows of `row_stride` within one slice, and `i < rows`.
         unsafe { self.first.add(i * self.row_stride) }
     }
 }
