@@ -7,6 +7,7 @@ mod atomic;
 pub mod safetensors;
 
 pub use atomic::AtomicFile;
+pub(crate) use atomic::write_error;
 
 // Tensors are written as the machine holds them, and every format written here is little-endian.
 #[cfg(not(target_endian = "little"))]
