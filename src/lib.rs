@@ -70,5 +70,8 @@ pub mod synth;
 pub mod tokenizer;
 pub mod warning;
 
+/// The version of this crate, as it goes into the files it writes.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 pub use error::{Category, Error, ImageProblem, Result};
 pub use warning::{Warning, WarningKind};
