@@ -151,14 +151,23 @@ impl Encoder {
         let dir = dir.as_ref();
         let checkpoint = Checkpoint::open(dir)?;
         let planner = Planner::new(Tokenizer::from_dir(dir)?, checkpoint.config().clone())?;
+        Self::load(&checkpoint, planner, options)
+    }
+
+    /// Loads an opened checkpoint onto a device, for callers that plan before they wait for weights.
+    ///
+    /// # Errors
+    /// [`Error::DType`] or [`Error::ValueOutOfRange`] if a weight cannot be used; [`Error::Device`] if the
+    /// device is absent.
+    pub fn load(checkpoint: &Checkpoint, planner: Planner, options: EncoderOptions) -> Result<Self> {
         let pool = options.threads.map(thread_pool).transpose()?;
-        let open = || open_backend(&checkpoint, &options);
+        let open = || open_backend(checkpoint, &options);
         let (backend, mut warnings) = match &pool {
             Some(pool) => pool.install(open),
             None => open(),
         }?;
         warnings.splice(0..0, checkpoint.warnings().iter().cloned());
-        tracing::info!(backend = %backend.describe(), "opened {}", dir.display());
+        tracing::info!(backend = %backend.describe(), "opened {}", checkpoint.dir().display());
         Ok(Self {
             planner,
             backend,
