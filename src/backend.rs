@@ -46,6 +46,22 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<EncodeTimings>;
 }
 
+/// The rows of the token embedding table, in fp16 on demand.
+pub trait TokenEmbeddings: fmt::Debug + Send + Sync {
+    /// Returns the number of rows: the vocabulary's size.
+    fn rows(&self) -> usize;
+
+    /// Returns **H**, the elements of a row.
+    fn hidden(&self) -> usize;
+
+    /// Writes the embedding of `id` to `out`, shape `[H]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] if there is no row `id`;
+    /// [`crate::Error::ValueOutOfRange`] if fp16 cannot hold a value of it.
+    fn gather_row(&self, id: u32, out: &mut [f16]) -> Result<()>;
+}
+
 /// How to encode, and who watches.
 #[derive(Default)]
 pub struct EncodeJob<'a> {
@@ -54,11 +70,11 @@ pub struct EncodeJob<'a> {
     /// Called now and then with the work done, from 0 to 1.
     pub progress: Option<&'a mut (dyn FnMut(f32) + Send)>,
     /// Called with each stage's output of each image, in order; makes the run slower.
-    pub trace: Option<&'a mut TraceFn>,
+    pub trace: Option<&'a mut TraceFn<'a>>,
 }
 
 /// Receives a stage's output: the image's index, the stage, and the values, row-major.
-pub type TraceFn = dyn FnMut(usize, Stage, &[f16]) + Send;
+pub type TraceFn<'a> = dyn FnMut(usize, Stage, &[f16]) + Send + 'a;
 
 /// The stages that every backend can show, in order. Shapes are those of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
