@@ -151,14 +151,23 @@ impl Encoder {
         let dir = dir.as_ref();
         let checkpoint = Checkpoint::open(dir)?;
         let planner = Planner::new(Tokenizer::from_dir(dir)?, checkpoint.config().clone())?;
+        Self::load(&checkpoint, planner, options)
+    }
+
+    /// Loads the weights of a checkpoint for a planner of its own: what [`Encoder::open_with`] does last, for
+    /// callers who plan first and want to know that a prompt fits before weights are read.
+    ///
+    /// # Errors
+    /// As [`Encoder::open_with`].
+    pub fn load(checkpoint: &Checkpoint, planner: Planner, options: EncoderOptions) -> Result<Self> {
         let pool = options.threads.map(thread_pool).transpose()?;
-        let open = || open_backend(&checkpoint, &options);
+        let open = || open_backend(checkpoint, &options);
         let (backend, mut warnings) = match &pool {
             Some(pool) => pool.install(open),
             None => open(),
         }?;
         warnings.splice(0..0, checkpoint.warnings().iter().cloned());
-        tracing::info!(backend = %backend.describe(), "opened {}", dir.display());
+        tracing::info!(backend = %backend.describe(), fingerprint = checkpoint.fingerprint(), "opened");
         Ok(Self {
             planner,
             backend,
