@@ -154,11 +154,11 @@ impl Encoder {
         Self::load(&checkpoint, planner, options)
     }
 
-    /// Loads the weights of a checkpoint for a planner of its own: what [`Encoder::open_with`] does last, for
-    /// callers who plan first and want to know that a prompt fits before weights are read.
+    /// Loads an opened checkpoint onto a device, for callers that plan before they wait for weights.
     ///
     /// # Errors
-    /// As [`Encoder::open_with`].
+    /// [`Error::DType`] or [`Error::ValueOutOfRange`] if a weight cannot be used; [`Error::Device`] if the
+    /// device is absent.
     pub fn load(checkpoint: &Checkpoint, planner: Planner, options: EncoderOptions) -> Result<Self> {
         let pool = options.threads.map(thread_pool).transpose()?;
         let open = || open_backend(checkpoint, &options);
@@ -167,7 +167,7 @@ impl Encoder {
             None => open(),
         }?;
         warnings.splice(0..0, checkpoint.warnings().iter().cloned());
-        tracing::info!(backend = %backend.describe(), fingerprint = checkpoint.fingerprint(), "opened");
+        tracing::info!(backend = %backend.describe(), "opened {}", checkpoint.dir().display());
         Ok(Self {
             planner,
             backend,
