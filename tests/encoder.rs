@@ -276,9 +276,7 @@ fn progress_runs_from_little_to_one() {
     let pictures = [picture(1)];
     let mut seen = Vec::new();
     let mut sequence = SequenceBuffer::new();
-    encoder
-        .encode_watched(&plan, &sources(&pictures), &mut sequence, &mut |done| seen.push(done))
-        .unwrap();
+    encoder.encode_watched(&plan, &sources(&pictures), &mut sequence, &mut |done| seen.push(done)).unwrap();
     assert!(seen.is_sorted() && seen.len() > 1, "{seen:?}");
     assert_eq!(*seen.last().unwrap(), 1.0);
 }
