@@ -67,46 +67,62 @@ pub fn synthetic(vocab_size: usize) -> Vec<u8> {
     let dashes: &[&str] = if vocab_size >= 512 { &["——", "……"] } else { &[] };
 
     let mut model = Vec::new();
-    for (text, kind) in [("<unk>", 2), ("<s>", 3), ("</s>", 3)] {
+    for (text, kind) in [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)] {
         put_piece(&mut model, text, 0.0, kind);
     }
     for byte in 0..=u8::MAX {
-        put_piece(&mut model, &format!("<{byte:#04X}>"), 0.0, 6);
+        put_piece(&mut model, &format!("<{byte:#04X}>"), 0.0, BYTE);
     }
     let normal = vocab_size - 3 - 256 - unused - dashes.len();
     let mut seen = HashSet::new();
     let fresh = pieces().filter(|text| seen.insert(text.clone()));
     for (rank, text) in fresh.take(normal).enumerate() {
-        put_piece(&mut model, &text, -(rank as f32), 1);
+        put_piece(&mut model, &text, -(rank as f32), NORMAL);
     }
     for text in dashes {
-        put_piece(&mut model, text, 0.0, 4);
+        put_piece(&mut model, text, 0.0, USER_DEFINED);
     }
     for n in LAST_UNUSED + 1 - unused..=LAST_UNUSED {
-        put_piece(&mut model, &format!("[UNUSED_TOKEN_{n}]"), 0.0, 4);
+        put_piece(&mut model, &format!("[UNUSED_TOKEN_{n}]"), 0.0, USER_DEFINED);
     }
-
-    let mut trainer = Vec::new();
-    put_number(&mut trainer, 3, 2); // model_type: BPE
-    put_number(&mut trainer, 4, vocab_size as u64);
-    put_number(&mut trainer, 35, 1); // byte_fallback
-    put_bytes(&mut model, 2, &trainer);
-    let mut normalizer = Vec::new();
-    put_bytes(&mut normalizer, 1, b"identity");
-    put_number(&mut normalizer, 3, 0); // add_dummy_prefix
-    put_number(&mut normalizer, 4, 0); // remove_extra_whitespaces
-    put_number(&mut normalizer, 5, 1); // escape_whitespaces
-    put_bytes(&mut model, 3, &normalizer);
+    put_settings(
+        &mut model,
+        &[(MODEL_TYPE, 2), (VOCAB_SIZE, vocab_size as u64), (BYTE_FALLBACK, 1)],
+        &IDENTITY,
+    );
     model
 }
 
-/// Appends a piece to a model; `kind` as in `sentencepiece_model.proto`.
-fn put_piece(model: &mut Vec<u8>, text: &str, score: f32, kind: u64) {
+// Piece types and field numbers of `sentencepiece_model.proto`.
+pub(super) const NORMAL: u64 = 1;
+const UNKNOWN: u64 = 2;
+const CONTROL: u64 = 3;
+pub(super) const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
+pub(super) const MODEL_TYPE: u64 = 3;
+const VOCAB_SIZE: u64 = 4;
+pub(super) const BYTE_FALLBACK: u64 = 35;
+/// Settings of the identity normaliser: no dummy prefix, no stripping of spaces, spaces escaped.
+pub(super) const IDENTITY: [(u64, u64); 3] = [(3, 0), (4, 0), (5, 1)];
+
+/// Appends a piece to a model.
+pub(super) fn put_piece(model: &mut Vec<u8>, text: &str, score: f32, kind: u64) {
     let mut piece = Vec::new();
     put_bytes(&mut piece, 1, text.as_bytes());
     put_float(&mut piece, 2, score);
     put_number(&mut piece, 3, kind);
     put_bytes(model, 1, &piece);
+}
+
+/// Appends the numbers among a model's settings: of its trainer and of its normaliser, by field.
+pub(super) fn put_settings(model: &mut Vec<u8>, trainer: &[(u64, u64)], normalizer: &[(u64, u64)]) {
+    let mut message = Vec::new();
+    trainer.iter().for_each(|&(field, value)| put_number(&mut message, field, value));
+    put_bytes(model, 2, &message);
+    message.clear();
+    put_bytes(&mut message, 1, b"identity");
+    normalizer.iter().for_each(|&(field, value)| put_number(&mut message, field, value));
+    put_bytes(model, 3, &message);
 }
 
 /// Yields the pieces that merging makes, each after its halves: characters, words with their beginnings, then
