@@ -1,0 +1,193 @@
+//! Which files hold the weights, and the small JSON files beside them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::dtype::Format;
+use super::mapped::read_small;
+use super::pickle::printable;
+use crate::error::{Error, Result};
+
+/// Longest `config.json`, in bytes.
+const MAX_CONFIG: u64 = 4 << 20;
+/// Longest index of shards, in bytes; that of the 7B checkpoint has 93 kB.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// The single file and the index of each format, the preferred one first.
+const NAMES: [(Format, &str, &str); 2] = [
+    (Format::Safetensors, "model.safetensors", "model.safetensors.index.json"),
+    (Format::Bin, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
+
+/// Where a directory's weights lie.
+#[derive(Debug)]
+pub(crate) struct WeightFiles {
+    pub format: Format,
+    pub layout: FileLayout,
+    /// A file of another format that lies there as well, and is not read.
+    pub unread: Option<&'static str>,
+}
+
+/// One file, or several with an index.
+#[derive(Debug)]
+pub(crate) enum FileLayout {
+    /// All tensors in this file.
+    Single(PathBuf),
+    /// Tensors spread over files.
+    Sharded {
+        /// The index.
+        path: PathBuf,
+        /// File name by tensor.
+        files: BTreeMap<String, String>,
+    },
+}
+
+impl WeightFiles {
+    /// Finds the weights of a checkpoint directory: safetensors before `.bin`, one file before several.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there are none, or if the index cannot be used.
+    pub fn find(dir: &Path) -> Result<Self> {
+        // A link counts even where it leads nowhere: opening it then says so.
+        let there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+        let mut found = NAMES.iter().filter(|(_, single, index)| there(single) || there(index));
+        let Some(&(format, single, index)) = found.next() else {
+            return Err(nothing_found(dir));
+        };
+        let unread = found.next().map(|(_, single, index)| if there(single) { *single } else { *index });
+        let layout = if there(single) {
+            FileLayout::Single(dir.join(single))
+        } else {
+            let path = dir.join(index);
+            let files = read_index(&path)?;
+            FileLayout::Sharded { path, files }
+        };
+        Ok(Self { format, layout, unread })
+    }
+}
+
+fn nothing_found(dir: &Path) -> Error {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| printable(&entry.file_name().to_string_lossy()))
+        .collect();
+    names.sort();
+    if let Some(name) =
+        names.iter().find(|name| name.starts_with("gptq_model") || *name == "quantize_config.json")
+    {
+        let problem = format!("it holds a quantised checkpoint (`{name}`)");
+        return Error::checkpoint(dir, problem, super::QUANTISED_REMEDY);
+    }
+    let more = if names.len() > 8 { ", …" } else { "" };
+    names.truncate(8);
+    let found = if names.is_empty() { "nothing".into() } else { format!("{}{more}", names.join(", ")) };
+    let problem = format!("there are no weights in it; found {found}");
+    let remedy = "Give the directory that holds model.safetensors, pytorch_model.bin, or the index of either";
+    Error::checkpoint(dir, problem, remedy)
+}
+
+/// Reads an index of shards: `{"weight_map": {tensor: file}}`.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let bytes = read_small(path, MAX_INDEX)?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::checkpoint(path, format!("it is no index of shards: {error}"), "Download the file again")
+    })?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    for name in names {
+        if !is_plain_file_name(name) {
+            let problem = format!(
+                "it names the shard `{}`, which is not a plain file name in its directory",
+                printable(name)
+            );
+            return Err(Error::checkpoint(
+                path,
+                problem,
+                "Use the index as the Hub holds it, with the shards beside it",
+            ));
+        }
+    }
+    Ok(index.weight_map)
+}
+
+/// Whether a name stays in its directory on every platform.
+fn is_plain_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+        && !name.contains(['/', '\\', ':', '\0'])
+}
+
+/// What `config.json` says about sizes. The LLM's other numbers (`num_attention_heads`,
+/// `num_hidden_layers`, `intermediate_size`, `hidden_act`, `rms_norm_eps`) are never looked at: they stand
+/// at the top level and are not the tower's.
+#[derive(Debug, Default)]
+pub(crate) struct ConfigFile {
+    pub path: PathBuf,
+    pub bytes: Vec<u8>,
+    pub img_size: Option<usize>,
+    pub hidden_size: Option<usize>,
+    pub vocab_size: Option<usize>,
+    pub max_length: Option<usize>,
+    pub max_position_embeddings: Option<usize>,
+}
+
+impl ConfigFile {
+    /// Reads a directory's `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it is absent or no JSON object, if a size is no whole number, or if it says
+    /// that the checkpoint is quantised.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let bytes = read_small(&path, MAX_CONFIG)?;
+        let refuse = |problem: String, remedy: &str| Error::checkpoint(&path, problem, remedy);
+        let config: Map<String, Value> = serde_json::from_slice(&bytes)
+            .map_err(|error| refuse(format!("it is no JSON object: {error}"), "Download the file again"))?;
+        if let Some(quantisation) = config.get("quantization_config").filter(|value| !value.is_null()) {
+            let method = quantisation.get("quant_method").and_then(Value::as_str);
+            let method = method.map_or_else(String::new, |method| format!(" by {}", printable(method)));
+            let problem = format!("the checkpoint is quantised{method} (`quantization_config`)");
+            return Err(refuse(problem, super::QUANTISED_REMEDY));
+        }
+        let size = |key: &str| match config.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(n) if n > 0 => Ok(Some(n)),
+                _ => {
+                    let problem =
+                        format!("`{key}` is {}, not a positive whole number", printable(&value.to_string()));
+                    Err(refuse(problem, "Correct it, or download the file again"))
+                }
+            },
+        };
+        let (img_size, hidden_size, vocab_size) =
+            (size("img_size")?, size("hidden_size")?, size("vocab_size")?);
+        let (max_length, max_position_embeddings) = (size("max_length")?, size("max_position_embeddings")?);
+        Ok(Self { path, bytes, img_size, hidden_size, vocab_size, max_length, max_position_embeddings })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_stay_in_the_directory() {
+        for name in ["pytorch_model-00001-of-00002.bin", "model.safetensors", "..hidden", "a b"] {
+            assert!(is_plain_file_name(name), "{name}");
+        }
+        for name in
+            ["", ".", "..", "../x.bin", "/x.bin", "a/b.bin", "a/..", "a\\b", "C:x", "./x", "x/", "x\0"]
+        {
+            assert!(!is_plain_file_name(name), "{name}");
+        }
+    }
+}
