@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use half::f16;
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Device, Stage, Targets, Watch};
+use crate::backend::{Backend, Device, Observer, Stage, Targets};
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
@@ -196,7 +196,7 @@ impl Encoder {
 
     /// Names the device and the kernels chosen on it.
     pub fn describe(&self) -> String {
-        self.backend.describe()
+        self.install(|| self.backend.describe())
     }
 
     /// Lays out a sequence: ids, slots, mask. Decodes nothing.
@@ -255,7 +255,7 @@ impl Encoder {
             self.backend.encode_images(
                 &views,
                 targets,
-                &mut Watch { progress: Some(progress), trace: None },
+                &mut observer,
             )?;
             for block in &blocks {
                 sequence.mark_written(block.offset..block.offset + block.len);
@@ -274,7 +274,7 @@ impl Encoder {
         self.install(|| {
             let (pixels, _) = self.preprocess(images)?;
             let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
-            self.encode_features(&views, &mut Watch::default())
+            self.encode_features(&views, &mut Observer::default())
         })
     }
 
@@ -330,18 +330,18 @@ impl Encoder {
         self.install(|| {
             let (pixels, _) = self.preprocess(std::slice::from_ref(image))?;
             let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
-            let mut watch = Watch { progress: None, trace: Some(&mut show) };
-            let mut features = self.encode_features(&[pixels[0].view()], &mut watch)?;
+            let mut observer = Observer { progress: None, trace: Some(&mut show) };
+            let mut features = self.encode_features(&[pixels[0].view()], &mut observer)?;
             features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
         })
     }
 
     /// Encodes resized images into memory of their own.
-    fn encode_features(&self, views: &[RgbView<'_>], watch: &mut Watch<'_>) -> Result<Vec<Features>> {
+    fn encode_features(&self, views: &[RgbView<'_>], observer: &mut Observer<'_>) -> Result<Vec<Features>> {
         let (patches, hidden) = (self.config().patches, self.config().hidden_size);
         let mut kept: Vec<Vec<f16>> = views.iter().map(|_| vec![f16::ZERO; patches * hidden]).collect();
         let targets = kept.iter_mut().map(|rows| vec![RowsMut::new(rows, hidden, hidden)]).collect();
-        self.backend.encode_images(views, targets, watch)?;
+        self.backend.encode_images(views, targets, observer)?;
         Ok(kept.into_iter().map(|rows| Features::new(rows, hidden, self.fingerprint.clone())).collect())
     }
 
@@ -452,7 +452,7 @@ fn open_backend(
         Device::Auto | Device::Cpu => {
             let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
             let embedding = checkpoint.embedding();
-            let backend = CpuBackend::new(checkpoint.config(), weights, embedding)?;
+            let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
             Ok((Box::new(backend), report.warnings()))
         }
         Device::Cuda(_) => Err(Error::Device {
