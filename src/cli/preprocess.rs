@@ -26,7 +26,7 @@ pub fn run(args: &PreprocessArgs) -> Result<String> {
         (None, None) => return Err(argument("there is no size", "Give `--model DIR` or `--size N`")),
     };
     let sources = inputs::sources(&args.images.image, &decode)?;
-    let prepared = prepare_all(&sources, side, &decode, resample)?;
+    let prepared = prepare_all(&sources, side, resample, &decode)?;
 
     // Every file is written before the first gets its name: all or, as far as a directory allows, nothing.
     let made = !args.out.exists();
@@ -35,7 +35,7 @@ pub fn run(args: &PreprocessArgs) -> Result<String> {
         source,
         remedy: "Choose a directory that can be made".to_owned(),
     })?;
-    let written = write_all(args, &prepared.iter().map(|one| &one.image).collect::<Vec<_>>());
+    let written = write_all(args, &prepared.iter().map(|one| &one.pixels).collect::<Vec<_>>());
     if written.is_err() && made {
         let _ = fs::remove_dir(&args.out); // only if nothing is in it
     }

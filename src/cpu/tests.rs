@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::cpu::testkit::{Model, Random, bits, on_every_machine, poison};
+use crate::image::RgbImage;
 
 /// An embedding table whose row `id` is `id + column / 64`, and which counts what it is asked.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ fn encode(backend: &CpuBackend, pictures: &[&RgbImage]) -> Vec<f16> {
     let blocks = features.chunks_exact_mut(rows * hidden);
     let targets = blocks.map(|block| vec![RowsMut::new(block, hidden, hidden)]).collect();
     let views: Vec<RgbView<'_>> = pictures.iter().map(|picture| picture.view()).collect();
-    backend.encode_images(&views, targets, &mut EncodeJob::default()).unwrap();
+    backend.encode_images(&views, targets, &mut Observer::default()).unwrap();
     features
 }
 
@@ -133,7 +134,7 @@ fn fills_every_target_and_touches_nothing_else() {
     let views: Vec<RgbView<'_>> = pictures.iter().map(RgbImage::view).collect();
     let mut seen = Vec::new();
     let mut trace = |image: usize, _: Stage, _: &[f16]| seen.push(image);
-    let mut job = EncodeJob { trace: Some(&mut trace), ..EncodeJob::default() };
+    let mut job = Observer { trace: Some(&mut trace), ..Observer::default() };
     backend.encode_images(&views, targets, &mut job).unwrap();
     assert!(!seen.contains(&2), "an image without a target is not encoded");
 
@@ -164,8 +165,8 @@ fn shows_each_stage_of_each_image_in_order() {
     };
     let mut progress = |done: f32| steps.push(done);
     let mut job =
-        EncodeJob { trace: Some(&mut trace), progress: Some(&mut progress), ..EncodeJob::default() };
-    let timings = backend.encode_images(&views, targets, &mut job).unwrap();
+        Observer { trace: Some(&mut trace), progress: Some(&mut progress), ..Observer::default() };
+    backend.encode_images(&views, targets, &mut job).unwrap();
     let hidden = config.tokens * config.width;
     let stages = [
         (Stage::Patches, config.patches * config.patch_len()),
@@ -178,7 +179,6 @@ fn shows_each_stage_of_each_image_in_order() {
         stages.iter().flat_map(|&(stage, len)| [(0, stage, len), (1, stage, len)]).collect();
     assert_eq!(seen, expected);
     assert!(steps.windows(2).all(|pair| pair[0] < pair[1]) && steps.last() == Some(&1.0), "{steps:?}");
-    assert!(timings.encode > std::time::Duration::ZERO);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn no_images_are_no_work() {
 fn refuses_targets_that_do_not_fit() {
     let backend = backend(Machine::all()[0], 1);
     let pictures = pictures(1);
-    let mut job = EncodeJob::default();
+    let mut job = Observer::default();
     let error = backend.encode_images(&[pictures[0].view()], vec![], &mut job).unwrap_err();
     assert!(error.to_string().contains("1 images, 0 lists"), "{error}");
     let mut narrow = poison(100);
