@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use half::f16;
 
+use crate::checkpoint::EmbeddingTable;
 use crate::error::{Error, Result};
 use crate::image::RgbView;
 use crate::sequence::RowsMut;
@@ -82,13 +83,43 @@ pub trait Backend: fmt::Debug + Send + Sync {
         &self,
         images: &[RgbView<'_>],
         targets: Targets<'_>,
-        watch: &mut Watch<'_>,
+        observer: &mut Observer<'_>,
     ) -> Result<()>;
+}
+
+/// The rows of the token embedding table, in fp16 on demand.
+pub trait TokenEmbeddings: fmt::Debug + Send + Sync {
+    /// Returns the number of rows: the vocabulary's size.
+    fn rows(&self) -> usize;
+
+    /// Returns **H**, the elements of a row.
+    fn hidden(&self) -> usize;
+
+    /// Writes the embedding of `id` to `out`, shape `[H]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] if there is no row `id`;
+    /// [`crate::Error::ValueOutOfRange`] if fp16 cannot hold a value of it.
+    fn gather_row(&self, id: u32, out: &mut [f16]) -> Result<()>;
+}
+
+impl TokenEmbeddings for EmbeddingTable {
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn hidden(&self) -> usize {
+        self.hidden()
+    }
+
+    fn gather_row(&self, id: u32, out: &mut [f16]) -> Result<()> {
+        self.gather_row(id, out)
+    }
 }
 
 /// Who watches an encode.
 #[derive(Default)]
-pub struct Watch<'a> {
+pub struct Observer<'a> {
     /// Called now and then with the work done, from 0 to 1.
     pub progress: Option<&'a mut (dyn FnMut(f32) + Send)>,
     /// Called with each stage's output of each image, in order; makes the run slower.

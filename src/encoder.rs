@@ -9,15 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use rayon::prelude::*;
 
-use crate::backend::{Backend, Device, Stage, Targets, Watch};
+use crate::backend::{Backend, Device, Observer, Stage, Targets};
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
 use crate::error::{Error, Result};
 use crate::features::Features;
-use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage, RgbView, decode, resize};
+use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage, RgbView, prepare_all};
 use crate::packing::{Block, Content, PackedPlan};
 use crate::prompt::{Planner, Request, SequencePlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
@@ -151,14 +150,23 @@ impl Encoder {
         let dir = dir.as_ref();
         let checkpoint = Checkpoint::open(dir)?;
         let planner = Planner::new(Tokenizer::from_dir(dir)?, checkpoint.config().clone())?;
+        Self::load(&checkpoint, planner, options)
+    }
+
+    /// Loads an opened checkpoint onto a device, for callers that plan before they wait for weights.
+    ///
+    /// # Errors
+    /// [`Error::DType`] or [`Error::ValueOutOfRange`] if a weight cannot be used; [`Error::Device`] if the
+    /// device is absent.
+    pub fn load(checkpoint: &Checkpoint, planner: Planner, options: EncoderOptions) -> Result<Self> {
         let pool = options.threads.map(thread_pool).transpose()?;
-        let open = || open_backend(&checkpoint, &options);
+        let open = || open_backend(checkpoint, &options);
         let (backend, mut warnings) = match &pool {
             Some(pool) => pool.install(open),
             None => open(),
         }?;
         warnings.splice(0..0, checkpoint.warnings().iter().cloned());
-        tracing::info!(backend = %backend.describe(), "opened {}", dir.display());
+        tracing::info!(backend = %backend.describe(), "opened {}", checkpoint.dir().display());
         Ok(Self {
             planner,
             backend,
@@ -187,7 +195,7 @@ impl Encoder {
 
     /// Names the device and the kernels chosen on it.
     pub fn describe(&self) -> String {
-        self.backend.describe()
+        self.install(|| self.backend.describe())
     }
 
     /// Lays out a sequence: ids, slots, mask. Decodes nothing.
@@ -243,11 +251,8 @@ impl Encoder {
             let used: Vec<usize> = (0..images.len()).filter(|&i| !targets[i].is_empty()).collect();
             let views: Vec<RgbView<'_>> = used.iter().map(|&i| pixels[i].view()).collect();
             targets.retain(|target| !target.is_empty());
-            self.backend.encode_images(
-                &views,
-                targets,
-                &mut Watch { progress: Some(progress), trace: None },
-            )?;
+            let mut observer = Observer { progress: Some(progress), trace: None };
+            self.backend.encode_images(&views, targets, &mut observer)?;
             for block in &blocks {
                 sequence.mark_written(block.offset..block.offset + block.len);
             }
@@ -265,7 +270,7 @@ impl Encoder {
         self.install(|| {
             let (pixels, _) = self.preprocess(images)?;
             let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
-            self.encode_features(&views, &mut Watch::default())
+            self.encode_features(&views, &mut Observer::default())
         })
     }
 
@@ -321,42 +326,32 @@ impl Encoder {
         self.install(|| {
             let (pixels, _) = self.preprocess(std::slice::from_ref(image))?;
             let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
-            let mut watch = Watch { progress: None, trace: Some(&mut show) };
-            let mut features = self.encode_features(&[pixels[0].view()], &mut watch)?;
+            let mut observer = Observer { progress: None, trace: Some(&mut show) };
+            let mut features = self.encode_features(&[pixels[0].view()], &mut observer)?;
             features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
         })
     }
 
     /// Encodes resized images into memory of their own.
-    fn encode_features(&self, views: &[RgbView<'_>], watch: &mut Watch<'_>) -> Result<Vec<Features>> {
+    fn encode_features(&self, views: &[RgbView<'_>], observer: &mut Observer<'_>) -> Result<Vec<Features>> {
         let (patches, hidden) = (self.config().patches, self.config().hidden_size);
         let mut kept: Vec<Vec<f16>> = views.iter().map(|_| vec![f16::ZERO; patches * hidden]).collect();
         let targets = kept.iter_mut().map(|rows| vec![RowsMut::new(rows, hidden, hidden)]).collect();
-        self.backend.encode_images(views, targets, watch)?;
+        self.backend.encode_images(views, targets, observer)?;
         Ok(kept.into_iter().map(|rows| Features::new(rows, hidden, self.fingerprint.clone())).collect())
     }
 
     /// Decodes and resizes images in parallel, each once, keeping only the resized pixels.
     fn preprocess(&self, images: &[ImageSource<'_>]) -> Result<(Vec<RgbImage>, EncodeReport)> {
         let start = Instant::now();
-        let size = self.config().image_size as u32;
-        let one = |(index, source): (usize, &ImageSource<'_>)| -> Result<_> {
-            let start = Instant::now();
-            let decoded = decode::decode(index, source, &self.decode)?;
-            let decode = start.elapsed();
-            let pixels = resize::resize(decoded.view(), size, size, self.resample);
-            Ok((pixels, decoded.warnings, decode, start.elapsed() - decode))
-        };
-        // Collected before the first error is looked for, so that it is always the first image's.
-        let done: Vec<Result<_>> = images.par_iter().enumerate().map(one).collect();
+        let side = self.config().image_size as u32;
         let mut report = EncodeReport::default();
         let mut pixels = Vec::with_capacity(images.len());
-        for result in done {
-            let (image, warnings, decode, resize) = result?;
-            pixels.push(image);
-            report.warnings.extend(warnings);
-            report.decode += decode;
-            report.resize += resize;
+        for image in prepare_all(images, side, self.resample, &self.decode)? {
+            pixels.push(image.pixels);
+            report.warnings.extend(image.warnings);
+            report.decode += image.decode_time;
+            report.resize += image.resize_time;
         }
         let (wall, work) = (start.elapsed(), report.decode + report.resize);
         if !work.is_zero() {
@@ -442,8 +437,8 @@ fn open_backend(
     match options.device {
         Device::Auto | Device::Cpu => {
             let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
-            let embedding = checkpoint.embedding();
-            let backend = CpuBackend::new(checkpoint.config(), weights, embedding)?;
+            let embedding = checkpoint.embedding().with_policy(options.range_policy);
+            let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
             Ok((Box::new(backend), report.warnings()))
         }
         Device::Cuda(_) => Err(Error::Device {

@@ -359,3 +359,145 @@ impl<'a> RowsMut<'a> {
         unsafe { self.first.add(i * self.row_stride) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::prompt::{Segment, SegmentKind, SequencePlan};
+
+    const H: usize = 3;
+
+    /// A plan of alternating text and image runs of the given lengths, text first.
+    fn plan(runs: &[usize]) -> SequencePlan {
+        let mut plan = SequencePlan {
+            input_ids: vec![],
+            slots: vec![],
+            segments: vec![],
+            im_mask: vec![],
+            warnings: vec![],
+        };
+        for (i, &len) in runs.iter().enumerate() {
+            let offset = plan.input_ids.len();
+            let image = i % 2 == 1;
+            plan.input_ids.extend(std::iter::repeat_n(if image { -1 } else { 7 }, len));
+            plan.im_mask.extend(std::iter::repeat_n(image, len));
+            if image {
+                plan.slots.push(Slot { offset, len });
+            }
+            if len > 0 {
+                let kind = if image { SegmentKind::Image(i / 2) } else { SegmentKind::Text };
+                plan.segments.push(Segment { offset, len, kind, text: String::new() });
+            }
+        }
+        plan.check().unwrap();
+        plan
+    }
+
+    /// Writes `1 + row` into every element of the lent blocks.
+    fn fill(sequence: &mut SequenceBuffer<'_>, blocks: &[Range<usize>]) {
+        for (block, mut rows) in blocks.iter().zip(sequence.lend(blocks.iter().cloned()).unwrap()) {
+            assert_eq!(rows.len(), block.len());
+            for i in 0..rows.len() {
+                rows.row_mut(i).fill(f16::from_f32((1 + block.start + i) as f32));
+            }
+        }
+        for block in blocks {
+            sequence.mark_written(block.clone());
+        }
+    }
+
+    fn filled(plan: &SequencePlan) -> SequenceBuffer<'static> {
+        let mut sequence = SequenceBuffer::new();
+        sequence.prepare(&plan.into(), H).unwrap();
+        fill(&mut sequence, &blocks(plan));
+        sequence
+    }
+
+    fn blocks(plan: &SequencePlan) -> Vec<Range<usize>> {
+        plan.segments.iter().map(|segment| segment.offset..segment.offset + segment.len).collect()
+    }
+
+    fn problem(sequence: &SequenceBuffer<'_>) -> String {
+        sequence.verify().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_complete_sequence_passes_and_reports_norms() {
+        let report = filled(&plan(&[2, 3, 1, 1])).verify().unwrap();
+        assert_eq!(report.rows, 7);
+        let norm = |rows: &[f64]| rows.iter().map(|x| x * (H as f64).sqrt()).sum::<f64>() / rows.len() as f64;
+        assert!((report.slots[0].mean_norm - norm(&[3.0, 4.0, 5.0])).abs() < 1e-9);
+        assert!((report.slots[1].mean_norm - norm(&[7.0])).abs() < 1e-9);
+    }
+
+    #[test]
+    fn verify_names_what_is_wrong() {
+        let plan = plan(&[2, 3, 1, 1]);
+        assert!(problem(&SequenceBuffer::new()).contains("nothing was encoded"));
+
+        let mut sequence = SequenceBuffer::new();
+        sequence.prepare(&(&plan).into(), H).unwrap();
+        fill(&mut sequence, &[0..2, 2..5, 5..6]);
+        assert!(problem(&sequence).contains("row 6 (image 1) was not written"), "{}", problem(&sequence));
+
+        // Marked, but one element was left out: the poison tells.
+        let mut sequence = SequenceBuffer::new();
+        sequence.prepare(&(&plan).into(), H).unwrap();
+        sequence.lend([5..6]).unwrap()[0].row_mut(0)[..H - 1].fill(f16::ONE);
+        fill(&mut sequence, &[0..2, 2..5]);
+        sequence.mark_written(5..7);
+        assert!(problem(&sequence).contains("row 5 (text) was not written"), "{}", problem(&sequence));
+
+        for bad in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
+            let mut sequence = filled(&plan);
+            sequence.lend([3..4]).unwrap()[0].row_mut(0)[1] = bad;
+            let problem = problem(&sequence);
+            assert!(problem.contains("row 3 (image 0) holds") && problem.contains("channel 1"), "{problem}");
+        }
+
+        let mut sequence = filled(&plan);
+        sequence.layout.im_mask[0] = true;
+        assert!(problem(&sequence).contains("mask at row 0"));
+
+        let mut sequence = filled(&plan);
+        sequence.layout.slots[1].1.offset = 4;
+        assert!(problem(&sequence).contains("slot of image 1"));
+        sequence.layout.slots[1].1.offset = 7;
+        assert!(problem(&sequence).contains("leaves the 7 rows"));
+    }
+
+    #[test]
+    fn blocks_out_of_order_or_out_of_bounds_are_not_lent() {
+        let mut sequence = filled(&plan(&[2, 3]));
+        let (late, early) = (3..5, 0..2);
+        assert!(sequence.lend([late.clone(), early.clone()]).is_err());
+        assert!(sequence.lend([early.clone(), 1..3]).is_err());
+        assert!(sequence.lend([4..6]).is_err());
+        assert_eq!(sequence.lend([early, late]).unwrap().len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn lent_rows_are_the_buffers_rows_and_nothing_else(
+            runs in prop::collection::vec(1usize..5, 1..8),
+            gap in 0usize..4,
+            spare in 0usize..9,
+        ) {
+            let plan = plan(&runs);
+            let (len, stride) = (plan.input_ids.len(), H + gap);
+            let sentinel = f16::from_f32(-1.0);
+            let mut memory = vec![sentinel; (len - 1) * stride + H + spare];
+            let mut sequence = SequenceBuffer::wrap(&mut memory, stride);
+            sequence.prepare(&(&plan).into(), H).unwrap();
+            fill(&mut sequence, &blocks(&plan));
+            prop_assert!(sequence.verify().is_ok());
+            for (i, x) in memory.iter().enumerate() {
+                let (row, column) = (i / stride, i % stride);
+                let inside = row < len && column < H;
+                prop_assert_eq!(*x, if inside { f16::from_f32((1 + row) as f32) } else { sentinel });
+            }
+        }
+    }
+}

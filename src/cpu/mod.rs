@@ -1,1 +1,317 @@
-//! See the modules' map in the crate's documentation.
+//! The CPU backend: the tower in plain Rust and `std::arch`, and the oracle for other devices.
+//!
+//! ```text
+//!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …        tower.rs says in which order
+//!               └───── tile, epilogue ───┬────────┘
+//!                                      simd      avx512 │ avx2 │ portable: chosen once, logged
+//! ```
+//!
+//! What holds, and is tested bit by bit: an image's rows do not depend on the batch, its order, or the number
+//! of threads; between instruction sets they differ by the rounding of f32 sums.
+
+use std::fmt;
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::backend::{Backend, Observer, Stage, Targets, TokenEmbeddings, TraceFn};
+use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
+use crate::config::{HEAD_SIZE, ModelConfig};
+use crate::error::{Error, Result};
+use crate::image::RgbView;
+use crate::sequence::RowsMut;
+
+mod activation;
+mod attention;
+#[doc(hidden)]
+pub mod bench;
+mod epilogue;
+mod layer_norm;
+mod linear;
+mod patches;
+mod scratch;
+mod simd;
+#[cfg(test)]
+mod testkit;
+mod tile;
+mod tower;
+
+use patches::PixelTable;
+use simd::Machine;
+use tower::{Watch, Workspace};
+
+/// Rows of the tower in one group of images, at most (a single image may have more). Beyond some thousand
+/// rows, larger matrices are no faster, and a group costs `8 · max(3C, F) / C` bytes a row and channel.
+const GROUP_ROWS: usize = 4096;
+
+/// Tower, projector and token embedding on the CPU.
+///
+/// Holds the weights in fp16 and nothing else of their size. Calls may run at the same time; each takes the
+/// threads it finds free.
+pub struct CpuBackend {
+    config: ModelConfig,
+    weights: VisionWeights,
+    embedding: Box<dyn TokenEmbeddings>,
+    machine: Machine,
+    pool: Option<rayon::ThreadPool>,
+    pixels: PixelTable,
+    spare: std::sync::Mutex<Option<Workspace>>, // the last call's memory, for the next
+}
+
+impl CpuBackend {
+    /// Takes a model's weights and chooses the instruction set.
+    ///
+    /// `threads` makes a pool of its own of so many; `None` uses rayon's global pool. The environment
+    /// variable `IMAGEHERE_CPU_ISA` (`avx512`, `avx2`, `portable`) overrides the choice of instruction set,
+    /// for tests and measurements.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `threads` is 0, or if the sizes of `config`, `weights` and `embedding` do not
+    /// agree; [`Error::Device`] if the threads cannot be started or the instruction set asked for is absent.
+    pub fn new(
+        config: &ModelConfig,
+        weights: VisionWeights,
+        embedding: Box<dyn TokenEmbeddings>,
+        threads: Option<usize>,
+    ) -> Result<Self> {
+        Self::on(Machine::choose()?, config, weights, embedding, threads)
+    }
+
+    /// [`CpuBackend::new`] on a given instruction set.
+    fn on(
+        machine: Machine,
+        config: &ModelConfig,
+        weights: VisionWeights,
+        embedding: Box<dyn TokenEmbeddings>,
+        threads: Option<usize>,
+    ) -> Result<Self> {
+        check(config, &weights, &*embedding)?;
+        let pool = threads.map(start_threads).transpose()?;
+        let spare = std::sync::Mutex::default();
+        let (config, pixels) = (config.clone(), PixelTable::new());
+        let backend = Self { config, weights, embedding, machine, pool, pixels, spare };
+        tracing::info!(device = backend.describe(), "CPU backend");
+        Ok(backend)
+    }
+
+    /// Runs `work` where its parallel parts find the threads of this backend.
+    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => rayon::scope(|_| work()),
+        }
+    }
+
+    /// [`Backend::encode_images`] of the images `wanted`, inside the thread pool.
+    fn encode_wanted(
+        &self,
+        images: &[RgbView<'_>],
+        wanted: &[usize],
+        targets: &[Vec<RowsMut<'_>>],
+        observer: &mut Observer<'_>,
+    ) {
+        let (grid, patch) = (self.config.grid, self.config.patch_size);
+        let patches_len = self.config.patches * self.config.patch_len();
+        let mut workspace = self.spare.lock().ok().and_then(|mut spare| spare.take()).unwrap_or_default();
+        let mut watcher = Watcher {
+            group: &[],
+            done: 0,
+            all: wanted.len() * tower::steps(&self.config),
+            progress: observer.progress.as_deref_mut(),
+            trace: observer.trace.as_deref_mut(),
+        };
+        // Groups of equal size.
+        let most = (GROUP_ROWS / self.config.tokens).max(1);
+        let size = wanted.len().div_ceil(wanted.len().div_ceil(most).max(1)).max(1);
+        for group in wanted.chunks(size) {
+            watcher.group = group;
+            let cut = |all: &mut [f16]| {
+                for (&i, patches) in group.iter().zip(all.chunks_exact_mut(patches_len)) {
+                    self.pixels.cut(images[i], grid, patch, patches);
+                }
+            };
+            let blocks = group.iter().map(|&i| targets[i].as_slice()).collect();
+            let (config, weights) = (&self.config, &self.weights);
+            tower::encode_group(self.machine, config, weights, &mut workspace, cut, blocks, &mut watcher);
+        }
+        if let Ok(mut spare) = self.spare.lock() {
+            spare.get_or_insert(workspace);
+        }
+    }
+}
+
+impl fmt::Debug for CpuBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuBackend").field("config", &self.config).field("device", &self.describe()).finish()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn describe(&self) -> String {
+        let threads = self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads());
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu ({}, {threads} thread{plural})", self.machine.isa().name())
+    }
+
+    fn embed_tokens(&self, ids: &[u32], rows: &mut RowsMut<'_>) -> Result<()> {
+        let hidden = self.config.hidden_size;
+        if rows.len() != ids.len() || rows.hidden() != hidden {
+            return Err(Error::Internal(format!(
+                "{} ids for {} rows of {} elements; H is {hidden}",
+                ids.len(),
+                rows.len(),
+                rows.hidden()
+            )));
+        }
+        let rows = &*rows;
+        self.install(|| {
+            ids.par_iter().enumerate().with_min_len(8).try_for_each(|(i, &id)| {
+                // SAFETY: `row_ptr` vouches for `hidden` elements, borrowed for as long as `rows`; each row is
+                // written by one task.
+                let row = unsafe { std::slice::from_raw_parts_mut(rows.row_ptr(i), hidden) };
+                self.embedding.gather_row(id, row)
+            })
+        })
+    }
+
+    fn encode_images(
+        &self,
+        images: &[RgbView<'_>],
+        targets: Targets<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        if images.len() != targets.len() {
+            return Err(Error::Internal(format!(
+                "{} images, {} lists of targets",
+                images.len(),
+                targets.len()
+            )));
+        }
+        let hidden = self.config.hidden_size;
+        if let Some(block) = targets.iter().flatten().find(|block| block.hidden() != hidden) {
+            return Err(Error::Internal(format!(
+                "target rows of {} elements; H is {hidden}",
+                block.hidden()
+            )));
+        }
+        let side = self.config.image_size as u32;
+        if let Some(image) = images.iter().find(|image| (image.width(), image.height()) != (side, side)) {
+            return Err(Error::Internal(format!(
+                "an image of {}x{} pixels; the tower takes {side}x{side}",
+                image.width(),
+                image.height()
+            )));
+        }
+        let is_wanted = |i: &usize| targets[*i].iter().any(|block| !block.is_empty());
+        let wanted: Vec<usize> = (0..images.len()).filter(is_wanted).collect();
+        self.install(|| self.encode_wanted(images, &wanted, &targets, observer));
+        Ok(())
+    }
+}
+
+/// Passes on what the tower tells about a group, image by image.
+struct Watcher<'a, 'b, 'c> {
+    group: &'a [usize], // index in the call of each image
+    done: usize,        // steps times images
+    all: usize,
+    progress: Option<&'b mut (dyn FnMut(f32) + Send + 'c)>,
+    trace: Option<&'b mut TraceFn<'c>>,
+}
+
+impl Watch for Watcher<'_, '_, '_> {
+    fn stage(&mut self, stage: Stage, values: &[f16]) {
+        if let Some(trace) = &mut self.trace {
+            for (&image, values) in
+                self.group.iter().zip(values.chunks_exact(values.len() / self.group.len()))
+            {
+                trace(image, stage, values);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.done += self.group.len();
+        if let Some(progress) = &mut self.progress {
+            progress(self.done as f32 / self.all as f32);
+        }
+    }
+}
+
+/// Starts a pool of `threads`.
+fn start_threads(threads: usize) -> Result<rayon::ThreadPool> {
+    if threads == 0 {
+        return Err(Error::argument(
+            "0 threads cannot encode anything",
+            "Ask for at least 1, or for the default",
+        ));
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("imagehere-cpu-{i}"))
+        .build()
+        .map_err(|error| Error::Device {
+            device: "cpu".into(),
+            problem: format!("cannot start {threads} threads: {error}"),
+            remedy: "Ask for fewer threads".into(),
+        })
+}
+
+/// Checks that weights and embedding have the sizes of `config`, and that those agree with one another.
+fn check(config: &ModelConfig, weights: &VisionWeights, embedding: &dyn TokenEmbeddings) -> Result<()> {
+    let refuse = |problem: String| {
+        Err(Error::argument(problem, "Take configuration, weights and embedding from one checkpoint"))
+    };
+    let ModelConfig { image_size, patch_size, grid, patches, tokens, width, heads, .. } = *config;
+    let (mlp, projector, hidden) = (config.mlp_width, config.projector_width, config.hidden_size);
+    let zero = [image_size, patch_size, width, mlp, projector, hidden].contains(&0);
+    if zero || image_size != grid * patch_size || patches != grid * grid || tokens != patches + 1 {
+        return refuse(format!(
+            "the configuration's sizes contradict one another: {image_size} pixels in {grid}x{grid} patches of \
+             {patch_size} pixels, {patches} patches, {tokens} tokens, widths {width}, {mlp}, {projector}, {hidden}"
+        ));
+    }
+    if width != heads * HEAD_SIZE {
+        return refuse(format!("the tower is {width} channels wide, but has {heads} heads of {HEAD_SIZE}"));
+    }
+    if weights.layers.len() != config.layers {
+        return refuse(format!("{} layers of weights for {} layers", weights.layers.len(), config.layers));
+    }
+    if embedding.hidden() != hidden {
+        return refuse(format!("embedding rows of {} elements, but H is {hidden}", embedding.hidden()));
+    }
+
+    let mut wrong = None;
+    let mut expect = |name: String, is: usize, rows: usize, columns: usize| {
+        if is != rows * columns && wrong.is_none() {
+            wrong = Some(format!("`{name}` has {is} elements, but its shape is [{rows}, {columns}]"));
+        }
+    };
+    let mut expect_norm = |name: String, norm: &NormWeights| {
+        expect(format!("{name}.weight"), norm.weight.len(), 1, width);
+        expect(format!("{name}.bias"), norm.bias.len(), 1, width);
+    };
+    expect_norm("pre_norm".into(), &weights.pre_norm);
+    for (i, layer) in weights.layers.iter().enumerate() {
+        expect_norm(format!("layers[{i}].norm1"), &layer.norm1);
+        expect_norm(format!("layers[{i}].norm2"), &layer.norm2);
+    }
+    let mut expect_linear = |name: String, linear: &LinearWeights, n: usize, k: usize| {
+        expect(format!("{name}.weight"), linear.weight.len(), n, k);
+        expect(format!("{name}.bias"), linear.bias.len(), 1, n);
+    };
+    for (i, layer) in weights.layers.iter().enumerate() {
+        expect_linear(format!("layers[{i}].qkv"), &layer.qkv, 3 * width, width);
+        expect_linear(format!("layers[{i}].out"), &layer.out, width, width);
+        expect_linear(format!("layers[{i}].fc1"), &layer.fc1, mlp, width);
+        expect_linear(format!("layers[{i}].fc2"), &layer.fc2, width, mlp);
+    }
+    expect_linear("projector_hidden".into(), &weights.projector_hidden, projector, width);
+    expect_linear("projector_out".into(), &weights.projector_out, hidden, projector);
+    expect("class_embedding".into(), weights.class_embedding.len(), 1, width);
+    expect("patch_embedding".into(), weights.patch_embedding.len(), width, config.patch_len());
+    expect("position_embedding".into(), weights.position_embedding.len(), tokens, width);
+    wrong.map_or(Ok(()), refuse)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,14 @@
-//! See the modules' map in the crate's documentation.
+//! Sinks: where a finished sequence goes.
+//!
+//! [`AtomicFile`] makes a file that appears whole or not at all; [`safetensors`] fills one with a sequence.
+//! Nothing here changes a value: what the encoder wrote is what the file holds, byte for byte.
+
+mod atomic;
+pub mod safetensors;
+
+pub use atomic::AtomicFile;
+pub(crate) use atomic::write_error;
+
+// Tensors are written as the machine holds them, and every format written here is little-endian.
+#[cfg(not(target_endian = "little"))]
+compile_error!("imagehere writes tensors as they lie in memory, which must be little-endian");

@@ -1,0 +1,325 @@
+//! The commands and their options, as `--help` shows them.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use imagehere::backend::Device;
+use imagehere::image::{Alpha, Exif, Resample};
+use imagehere::prompt::Bos;
+use imagehere::synth::{DType, Format, Preset};
+
+const EXAMPLES: &str = "\
+Examples:
+  imagehere demo
+      sets up a small random model, draws two pictures and encodes them
+
+  imagehere encode --model DIR --image a.jpg b.jpg --out sequence.safetensors \\
+      --prompt 'First: <ImageHere>, second: <ImageHere>. What changed?'
+      runs the main job: one marker per image, in order
+
+  imagehere plan --model DIR --image a.jpg b.jpg --prompt '...'
+      shows where each image will go, without running the model
+
+Exit status: 0 done; 2 something to mend (arguments, input, checkpoint, target, device); 1 a fault of ours.";
+
+/// Put many images into one multimodal LLM sequence.
+///
+/// A prompt with <ImageHere> markers and as many images become the whole input of InternLM-XComposer2-VL, in
+/// fp16: text rows, and each image's features in the rows that its marker stands for.
+#[derive(Debug, Parser)]
+#[command(name = "imagehere", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Say on stderr what is done (-v) and every detail of it (-vv)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Encode a prompt and its images into one sequence, and write it as safetensors
+    ///
+    /// The file holds `inputs_embeds` F16 [1,L,H], `im_mask` BOOL [1,L], `input_ids` I64 [1,L] with -1 in
+    /// image rows, and `slots` I64 [N,2]: begin and end of each image. It appears whole or not at all.
+    Encode(EncodeArgs),
+    /// Show the layout of the sequence without running the model
+    ///
+    /// Reads the tokenizer and the sizes of the model, no weights and no pixels.
+    Plan(PlanArgs),
+    /// Write what the model sees of each image, as PNG: 000.png, 001.png, ...
+    Preprocess(PreprocessArgs),
+    /// Say what a checkpoint directory holds: sizes, dtypes, shards, ranges of values
+    Inspect(InspectArgs),
+    /// Make a random checkpoint in the upstream layout, for tests and measurements
+    ///
+    /// Names, shapes and formats are those of the published model; the values are noise, the same for the
+    /// same seed.
+    Synth(SynthArgs),
+    /// Run the whole job on a small random model and two pictures drawn on the spot
+    Demo(DemoArgs),
+}
+
+/// `imagehere encode`
+#[derive(Debug, clap::Args)]
+pub struct EncodeArgs {
+    /// The prompt and its layout.
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// The images.
+    #[command(flatten)]
+    pub images: ImageArgs,
+
+    /// Where to write the sequence
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: PathBuf,
+
+    /// Where to run: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+
+    /// Threads to use on the CPU [default: one per core]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Running")]
+    pub threads: Option<usize>,
+
+    /// Clamp weights beyond fp16's 65504 and count them, instead of refusing the checkpoint
+    #[arg(long, help_heading = "Running")]
+    pub saturate: bool,
+
+    /// Print one JSON object: layout, timings in seconds, peak memory in bytes, warnings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `imagehere plan`
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// The prompt and its layout.
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// The images.
+    #[command(flatten)]
+    pub images: ImageArgs,
+
+    /// Print one JSON object: length, input_ids with -1 in image rows, slots, segments, warnings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a sequence is made from, images aside.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct PromptArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// The query, with one <ImageHere> marker per image
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    pub prompt: Option<String>,
+
+    /// Read the query from a file, byte for byte; - is stdin
+    #[arg(long, value_name = "F")]
+    pub prompt_file: Option<PathBuf>,
+
+    /// Replace the system text [default: upstream's]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "no_meta")]
+    pub meta_instruction: Option<String>,
+
+    /// Leave the system text out
+    #[arg(long)]
+    pub no_meta: bool,
+
+    /// Earlier turns, as JSON: [[query, answer], ...]; markers in them count
+    #[arg(long, value_name = "F.json")]
+    pub history: Option<PathBuf>,
+
+    /// Take the prompt as it is, without chat template; control tokens in it are live
+    #[arg(long, conflicts_with_all = ["meta_instruction", "history"])]
+    pub raw: bool,
+
+    /// Let control tokens typed in query and history be control tokens, not plain text
+    #[arg(long)]
+    pub allow_control_tokens: bool,
+
+    /// Which text segments begin with BOS: per-segment (upstream's chat) or first (its training)
+    /// [default: per-segment]
+    #[arg(long, value_name = "WHERE", value_parser = bos)]
+    pub bos: Option<Bos>,
+
+    /// The longest sequence to accept, in positions [default: the model's max_position_embeddings]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_length: Option<usize>,
+
+    /// Cut the sequence at the model's max_length, as upstream does silently, and say what is lost
+    #[arg(long)]
+    pub truncate: bool,
+}
+
+/// The images of a call and how they become pixels.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Images")]
+pub struct ImageArgs {
+    /// The images in the order of their markers: JPEG, PNG, WebP, GIF, BMP or TIFF; - is stdin
+    #[arg(long = "image", value_name = "F", num_args = 1.., action = ArgAction::Append)]
+    pub image: Vec<PathBuf>,
+
+    /// Turn images as their EXIF orientation says (apply) or not (ignore) [default: apply]
+    #[arg(long, value_name = "RULE", value_parser = exif)]
+    pub exif: Option<Exif>,
+
+    /// Drop alpha as upstream does (drop), or compose over a colour (white, black) [default: drop]
+    #[arg(long, value_name = "RULE", value_parser = alpha)]
+    pub alpha: Option<Alpha>,
+
+    /// Which Pillow the resize equals: every one up to 12 (pillow), or 13 (pillow13) [default: pillow]
+    #[arg(long, value_name = "RULE", value_parser = resample)]
+    pub resample: Option<Resample>,
+
+    /// Do all as upstream's chat does: EXIF ignored, alpha dropped, BOS per segment, control tokens live,
+    /// cut at the model's max_length
+    #[arg(long, value_name = "WHOM")]
+    pub compat: Option<Compat>,
+}
+
+/// Whose behaviour to match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// The published model's own code.
+    Upstream,
+}
+
+/// `imagehere preprocess`
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("side").required(true))]
+pub struct PreprocessArgs {
+    /// The images.
+    #[command(flatten)]
+    pub images: ImageArgs,
+
+    /// Resize to the image size of this checkpoint
+    #[arg(long, value_name = "DIR", group = "side")]
+    pub model: Option<PathBuf>,
+
+    /// Resize to N×N pixels
+    #[arg(long, value_name = "N", group = "side", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    pub size: Option<u32>,
+
+    /// The directory to write to; made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Print one JSON object: the images, their files, warnings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `imagehere inspect`
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// Read all tensors, the language model's too, not only those that encoding needs
+    #[arg(long)]
+    pub all: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `imagehere synth`
+#[derive(Debug, clap::Args)]
+pub struct SynthArgs {
+    /// tiny: encodes in milliseconds; vl-7b-vision: the real tower, projector and vocabulary, 1.4 GB
+    #[arg(value_name = "PRESET", value_parser = preset)]
+    pub preset: Preset,
+
+    /// The directory to write to; made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Where the noise starts: the same seed makes the same values
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+
+    /// How the weights are stored: bin, as upstream's are, or safetensors
+    #[arg(long, value_name = "FORMAT", default_value = "bin", value_parser = format)]
+    pub format: Format,
+
+    /// The dtype of the weights: bf16, as upstream's are, f16 or f32
+    #[arg(long, value_name = "DTYPE", default_value = "bf16", value_parser = dtype)]
+    pub dtype: DType,
+
+    /// A tokenizer.model to copy [default: a small one of its own making]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `imagehere demo`
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// Where model, pictures and output go; made if it does not exist
+    #[arg(long, value_name = "DIR", default_value = "imagehere-demo")]
+    pub out: PathBuf,
+
+    /// Where to run: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+}
+
+/// Parses a number of at least 1.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(format!("{e}; give a whole number")),
+    }
+}
+
+/// Picks the value of a name, or says which names there are.
+fn pick<T: Clone>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices.iter().find(|(name, _)| *name == text);
+    found.map(|(_, value)| value.clone()).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        format!("use one of: {}", names.join(", "))
+    })
+}
+
+fn bos(text: &str) -> Result<Bos, String> {
+    pick(text, &[("per-segment", Bos::PerSegment), ("first", Bos::First)])
+}
+
+fn exif(text: &str) -> Result<Exif, String> {
+    pick(text, &[("apply", Exif::Apply), ("ignore", Exif::Ignore)])
+}
+
+fn alpha(text: &str) -> Result<Alpha, String> {
+    pick(text, &[("drop", Alpha::Drop), ("white", Alpha::WHITE), ("black", Alpha::BLACK)])
+}
+
+fn resample(text: &str) -> Result<Resample, String> {
+    pick(text, &[("pillow", Resample::Pillow), ("pillow13", Resample::Pillow13)])
+}
+
+fn preset(text: &str) -> Result<Preset, String> {
+    pick(text, &[("tiny", Preset::Tiny), ("vl-7b-vision", Preset::Vl7bVision)])
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    pick(text, &[("bin", Format::Bin), ("safetensors", Format::Safetensors)])
+}
+
+fn dtype(text: &str) -> Result<DType, String> {
+    pick(text, &[("bf16", DType::Bf16), ("f16", DType::F16), ("f32", DType::F32)])
+}

@@ -1,0 +1,89 @@
+//! What `benches/tower.rs` measures: single stages, and the machine's own limit. Not part of the API.
+
+use half::f16;
+
+use super::attention;
+use super::epilogue::{Activation, Output, Store};
+use super::layer_norm;
+use super::linear::{self, Rows};
+use super::scratch::Scratch;
+use super::simd::{Kernel, Machine, Simd};
+use crate::checkpoint::weights::NormWeights;
+use crate::error::Result;
+
+/// The stages on one instruction set, on the current rayon pool.
+#[derive(Debug)]
+pub struct Stages {
+    machine: Machine,
+    packed: Scratch,
+}
+
+impl Stages {
+    /// Chooses the instruction set as the backend does.
+    ///
+    /// # Errors
+    /// As [`super::CpuBackend::new`].
+    pub fn new() -> Result<Self> {
+        Ok(Self { machine: Machine::choose()?, packed: Scratch::default() })
+    }
+
+    /// Returns the instruction set's name.
+    pub fn isa(&self) -> &'static str {
+        self.machine.isa().name()
+    }
+
+    /// `y = quick_gelu(x Wᵀ + b)` or without the activation; `x` `[M, K]`, `weight` `[N, K]`, `y` `[M, N]`.
+    pub fn linear(&mut self, x: &[f16], weight: &[f16], bias: &[f16], quick_gelu: bool, y: &mut [f16]) {
+        let activation = if quick_gelu { Activation::QuickGelu } else { Activation::None };
+        let k = weight.len() / bias.len();
+        let store = Store { bias, activation, y: Output::new(y, bias.len()) };
+        linear::linear(self.machine, Rows::all(x, k), weight, &store, &mut self.packed);
+    }
+
+    /// `qkv` `[B · T, 3C]` to `out` `[B · T, C]`.
+    pub fn attention(&self, qkv: &[f16], tokens: usize, heads: usize, out: &mut [f16]) {
+        attention::attention(self.machine, qkv, tokens, heads, out);
+    }
+
+    /// `x` to `y`, both `[rows, C]`.
+    pub fn layer_norm(&self, norm: &NormWeights, x: &[f16], y: &mut [f16]) {
+        layer_norm::layer_norm(self.machine, norm, x, y);
+    }
+
+    /// Runs `steps` multiply-adds on each of 24 vectors on every thread, as fast as they go.
+    ///
+    /// Returns the floating point operations done: over the time taken, what the FMA units can do.
+    pub fn multiply_adds(&self, steps: usize) -> f64 {
+        let machine = self.machine;
+        let lanes: Vec<usize> = rayon::broadcast(|_| machine.vectorize(MultiplyAdds { steps }));
+        lanes.iter().map(|&lanes| 2.0 * lanes as f64 * 24.0 * steps as f64).sum()
+    }
+}
+
+/// Independent chains of multiply-adds, in registers.
+struct MultiplyAdds {
+    steps: usize,
+}
+
+impl Kernel for MultiplyAdds {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        // As many chains as the tile has.
+        let chains = S::MR * 2;
+        let mut sums = [s.splat(0.0); 24];
+        let (x, y) = (s.splat(std::hint::black_box(0.999_999)), s.splat(std::hint::black_box(0.5)));
+        for _ in 0..self.steps * 24 / chains {
+            for sum in &mut sums[..chains] {
+                *sum = s.mul_add(*sum, x, y);
+            }
+        }
+        let mut total = s.splat(0.0);
+        for sum in sums {
+            total = s.add(total, sum);
+        }
+        std::hint::black_box(s.reduce_add(total));
+        S::LANES
+    }
+}

@@ -1,0 +1,183 @@
+//! AVX-512: 16 lanes. Needs F, BW, DQ, VL and what comes with them (Skylake-X and later, Zen 4 and later).
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::{Kernel, Simd};
+
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// Asks the CPU.
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+/// Calls an intrinsic that needs nothing but the instruction set.
+macro_rules! op {
+    ($e:expr) => {
+        // SAFETY: the intrinsic touches registers only, and `self` is proof of the instruction set.
+        unsafe { $e }
+    };
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const MR: usize = 12;
+    const KC: usize = 1024;
+
+    #[inline]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn enter<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` is proof of every feature that `enter` enables.
+        unsafe { enter(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        op!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline(always)]
+    fn mul_pow2(self, a: __m512, n: __m512) -> __m512 {
+        // Added to the exponent field; the caller keeps a and the result normal.
+        op!({
+            let n = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), n))
+        })
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, a: __m512) -> f32 {
+        // Halves onto each other until one is left. (`_mm512_reduce_add_ps` leaves the order open.)
+        op!({
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<0b01>(two, two)))
+        })
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, a: __m512) -> f32 {
+        op!(_mm512_reduce_max_ps(a))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for 16 readable elements.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, a: __m512) {
+        // SAFETY: the caller vouches for 16 writable elements.
+        unsafe { _mm512_storeu_ps(to, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m512 {
+        // SAFETY: the caller vouches for 16 readable elements of 2 bytes: 256 bits.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, a: __m512) {
+        // SAFETY: the caller vouches for 16 writable elements of 2 bytes: 256 bits.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+            _mm256_storeu_si256(to.cast(), halves);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_f16(self, from: *const f16, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // Pairs, then fours within each 128-bit quarter, then the quarters themselves as a 4 × 4 matrix.
+        // SAFETY: rows 0..16 of `from` and `to` are the caller's promise; indices below stay under 16.
+        unsafe {
+            let mut a = [_mm512_setzero_ps(); 16];
+            for (r, a) in a.iter_mut().enumerate() {
+                *a = self.load_f16(from.add(r * from_stride));
+            }
+            for quad in 0..4 {
+                let [r0, r1, r2, r3] = [a[4 * quad], a[4 * quad + 1], a[4 * quad + 2], a[4 * quad + 3]];
+                let low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
+                let high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+                let low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
+                let high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+                // Quarter q of a[4·quad + c] now holds column 4q + c of the quad's four rows.
+                a[4 * quad] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+                a[4 * quad + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+                a[4 * quad + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+                a[4 * quad + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+            }
+            for c in 0..4 {
+                let [q0, q1, q2, q3] = [a[c], a[4 + c], a[8 + c], a[12 + c]];
+                let low01 = _mm512_shuffle_f32x4::<0b01_00_01_00>(q0, q1);
+                let high01 = _mm512_shuffle_f32x4::<0b11_10_11_10>(q0, q1);
+                let low23 = _mm512_shuffle_f32x4::<0b01_00_01_00>(q2, q3);
+                let high23 = _mm512_shuffle_f32x4::<0b11_10_11_10>(q2, q3);
+                let column = |c: usize, v| self.store(to.add(c * to_stride), v);
+                column(c, _mm512_shuffle_f32x4::<0b10_00_10_00>(low01, low23));
+                column(4 + c, _mm512_shuffle_f32x4::<0b11_01_11_01>(low01, low23));
+                column(8 + c, _mm512_shuffle_f32x4::<0b10_00_10_00>(high01, high23));
+                column(12 + c, _mm512_shuffle_f32x4::<0b11_01_11_01>(high01, high23));
+            }
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! See the modules' map in the crate's documentation.

@@ -1,0 +1,83 @@
+//! Files appear whole or not at all, whatever ends the program.
+
+#![cfg(unix)]
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use safetensors::SafeTensors;
+
+mod support;
+use support::{Ended, Place, command, names};
+
+#[test]
+fn killed_at_any_moment_encode_leaves_the_whole_file_or_none() {
+    let place = Place::new();
+    let image = place.picture("a.png", 1);
+    fs::create_dir(place.path("out")).unwrap();
+    let out = place.path("out/s.safetensors");
+    let words = place.on_model("encode", "<ImageHere>").arg("--image").arg(&image).arg("--out").arg(&out);
+    let (mut whole, mut none) = (0, 0);
+    for step in 0..40 {
+        let _ = fs::remove_file(&out);
+        let mut child = command(&words.0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(3 * step));
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+        match fs::read(&out) {
+            Ok(bytes) => {
+                SafeTensors::deserialize(&bytes).unwrap();
+                whole += 1;
+            }
+            Err(_) => none += 1,
+        }
+        let there = names(&place.path("out"));
+        let hidden = there.iter().filter(|name| name.starts_with('.')).count();
+        assert!(hidden == 0 || !cfg!(target_os = "linux"), "{there:?}");
+    }
+    assert!(none > 0, "{whole} of 40 were never killed in time");
+}
+
+#[test]
+fn killed_synth_leaves_nothing_that_opens() {
+    let place = Place::empty();
+    let out = place.path("m");
+    for wait in [0, 20, 300] {
+        let mut child =
+            command(["synth", "vl-7b-vision", "--out"]).arg(&out).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!out.join("config.json").exists());
+        if cfg!(target_os = "linux") && out.exists() {
+            assert_eq!(names(&out), [""; 0]);
+        }
+    }
+}
+
+/// Runs a command that may not write more than a few kilobytes to any file, as on a full disk.
+fn with_little_room(words: &support::Words) -> Ended {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_imagehere")]);
+    Ended::of(shell.args(&words.0).stdin(Stdio::null()).output().unwrap())
+}
+
+#[test]
+fn without_room_nothing_is_left() {
+    let place = Place::new();
+    let image = place.picture("a.png", 1);
+    let before = place.file("s.safetensors", "as it was");
+    let words = place.on_model("encode", "<ImageHere>").arg("--image").arg(&image).arg("--out").arg(&before);
+    with_little_room(&words).mistake(&["s.safetensors", "Make room"]);
+    assert_eq!(fs::read(&before).unwrap(), b"as it was");
+
+    let synth = support::Words::new("synth").args(["tiny", "--out"]).arg(place.path("m"));
+    for format in ["bin", "safetensors"] {
+        let message = with_little_room(&synth.clone().args(["--format", format])).mistake(&["Make room"]);
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    let preprocess = support::Words::new("preprocess").args(["--size", "490", "--image"]).arg(&image);
+    with_little_room(&preprocess.arg("--out").arg(place.path("seen"))).mistake(&["000.png", "Make room"]);
+    assert_eq!(place.names(), ["a.png", "model", "s.safetensors"]);
+}
