@@ -195,6 +195,27 @@ fn views_that_expand_without_end_are_refused_before_any_memory_is_asked_for() {
     let dir = bin_dir(&archive_bytes(Pickle::state_dict(&views), vec![("0".into(), vec![0; 128])]));
     write_config(dir.path(), &config_json(sizes));
     assert_names(&refusal(dir.path()), &["repeat their elements", "contiguous"]);
+
+    // The same with the embedding table alone, and with a tensor that only `inspect --all` would read.
+    let model = small_model(SMALL, Dt::Bf16);
+    let mut views: Vec<View> = model.iter().enumerate().map(|(i, tensor)| View::dense(tensor, i)).collect();
+    let storages: Vec<(String, Vec<u8>)> =
+        model.iter().enumerate().map(|(i, tensor)| (i.to_string(), tensor.bytes())).collect();
+    let last = views.len() - 1;
+    (views[last].shape, views[last].strides) = (vec![1 << 50, 48], vec![0, 1]);
+    let dir = bin_dir(&archive_bytes(Pickle::state_dict(&views), storages.clone()));
+    assert_names(&refusal(dir.path()), &["repeat their elements"]);
+    views[last] = View::dense(&model[last], last);
+    views.push(View {
+        name: "output.weight".into(),
+        shape: vec![1 << 50],
+        strides: vec![0],
+        ..views[0].clone()
+    });
+    let dir = bin_dir(&archive_bytes(Pickle::state_dict(&views), storages));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    checkpoint.inspect(false).unwrap();
+    assert_names(&checkpoint.inspect(true).unwrap_err().to_string(), &["repeat their elements"]);
 }
 
 // ---- archives ----------------------------------------------------------------------------------------

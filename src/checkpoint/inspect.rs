@@ -14,7 +14,7 @@ use super::printable;
 use super::report::{GroupStats, Groups};
 use super::shard::Shard;
 use super::tensor::Tensor;
-use super::{Checkpoint, refuse_quantised};
+use super::{Checkpoint, refuse_expansion, refuse_quantised, total_len};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::warning::Warning;
@@ -135,6 +135,7 @@ pub(crate) fn inspect(checkpoint: &Checkpoint, all: bool) -> Result<CheckpointRe
             }
         }
     }
+    refuse_expansion(dir, read.iter(), total_len(shards.iter().chain(&more)))?;
     let listed = match index {
         Some(index) => index.len(),
         None => shards.iter().map(|shard| shard.table().len()).sum(),

@@ -65,7 +65,7 @@ use crate::error::{Error, Result};
 use crate::warning::{Warning, WarningKind};
 
 const QUANTISED_REMEDY: &str = "Use the original checkpoint in bf16, f16 or f32";
-/// The needed tensors may take this many times the bytes of the files that hold them, as fp16 …
+/// Tensors may take this many times the bytes of the files that hold them, as fp16 …
 const MAX_EXPANSION: usize = 4;
 /// … and this many bytes more.
 const EXPANSION_SLACK: usize = 64 << 20;
@@ -142,7 +142,7 @@ impl Checkpoint {
         };
         let shape_of = |name: &str| tensors.get(name).map(|tensor| (tensor.shape(), tensor.file().path()));
         let config = names::read_sizes(layers, &config_file, shape_of)?;
-        check_expansion(dir, &tensors, &shards)?;
+        refuse_expansion(dir, tensors.values(), total_len(shards.iter()))?;
 
         let mut warnings = Vec::new();
         if let Some(unread) = unread {
@@ -197,6 +197,10 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::ValueOutOfRange`] with the first value, in the order of [`VisionWeights`], that `policy`
     /// refuses; [`Error::Checkpoint`] if there is not enough memory.
+    ///
+    /// # Numerics
+    /// One rounding per value, to nearest even, from the value as stored; subnormals are kept. A magnitude
+    /// above 65504 does not fit, also where rounding would lead back to it.
     pub fn vision_weights(&self, policy: RangePolicy) -> Result<(VisionWeights, ConversionReport)> {
         load::vision_weights(&self.dir, &self.config, &self.tensors, policy)
     }
@@ -297,21 +301,23 @@ fn refuse_quantised<'a>(mut names: impl Iterator<Item = &'a str>, path: &Path) -
     }
 }
 
-/// Refuses weights that would take far more memory than their files hold: views that repeat elements.
-fn check_expansion(dir: &Path, tensors: &BTreeMap<String, Tensor>, shards: &[Shard]) -> Result<()> {
+/// Refuses tensors that would take far more memory or time than their files hold: views that repeat
+/// elements. `held` is what the files have, in bytes.
+fn refuse_expansion<'t>(dir: &Path, tensors: impl Iterator<Item = &'t Tensor>, held: usize) -> Result<()> {
     let converted = |tensor: &Tensor| tensor.elements().saturating_mul(size_of::<half::f16>());
-    let needed = tensors
-        .values()
-        .filter(|tensor| tensor.name() != names::TOKEN_EMBEDDING)
-        .fold(0usize, |sum, tensor| sum.saturating_add(converted(tensor)));
-    let held = shards.iter().fold(0usize, |sum, shard| sum.saturating_add(shard.len()));
+    let needed = tensors.map(converted).fold(0, usize::saturating_add);
     if needed > held.saturating_mul(MAX_EXPANSION).saturating_add(EXPANSION_SLACK) {
         let problem = format!(
-            "tower and projector would take {needed} bytes, but the files have only {held}: tensors repeat their elements"
+            "its tensors would take {needed} bytes, but the files have only {held}: they repeat their elements"
         );
         return Err(Error::checkpoint(dir, problem, "Save the checkpoint with contiguous tensors"));
     }
     Ok(())
+}
+
+/// The length of files together, in bytes.
+fn total_len<'s>(shards: impl Iterator<Item = &'s Shard>) -> usize {
+    shards.map(Shard::len).fold(0, usize::saturating_add)
 }
 
 /// A name from a file as a message may show it: short, and with control characters escaped.

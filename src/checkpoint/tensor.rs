@@ -221,8 +221,8 @@ impl Tensor {
         let remedy = if value.is_nan() {
             "The checkpoint is damaged; download it again"
         } else {
-            "Check that the checkpoint is intact; to go on with such values cut to ±65504, open it with \
-             `RangePolicy::Saturate`"
+            "Check that the checkpoint is intact; `--saturate` (`RangePolicy::Saturate`) goes on with such \
+             values cut to ±65504"
         };
         Error::ValueOutOfRange { tensor: self.name.clone(), index, value, remedy: remedy.into() }
     }
