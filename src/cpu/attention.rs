@@ -158,8 +158,8 @@ fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_>) {
                 // columns j .. j + NR of the scores, which have room for KEYS, whole panels.
                 unsafe {
                     let zeros = tile::zeros::<S, MR>(s);
-                    let acc =
-                        tile::tile(s, HEAD_SIZE, query.as_ptr(), QUERY_STRIDE, panel.as_ptr(), S::NR, zeros);
+                    let (a, b) = ((query.as_ptr(), QUERY_STRIDE), (panel.as_ptr(), S::NR));
+                    let acc = tile::tile(s, HEAD_SIZE, a, b, None, zeros);
                     tile::store(s, scores.as_mut_ptr().add(j), SCORE_STRIDE, acc);
                     if j + S::NR <= count {
                         for (peak, acc) in peaks.iter_mut().zip(acc) {
@@ -207,8 +207,8 @@ fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_>) {
                     for (acc, decay) in acc.iter_mut().zip(decay) {
                         *acc = [s.mul(acc[0], decay), s.mul(acc[1], decay)];
                     }
-                    let scores = scores.as_ptr();
-                    let acc = tile::tile(s, count, scores, SCORE_STRIDE, values.as_ptr(), HEAD_SIZE, acc);
+                    let (a, b) = ((scores.as_ptr(), SCORE_STRIDE), (values.as_ptr(), HEAD_SIZE));
+                    let acc = tile::tile(s, count, a, b, None, acc);
                     tile::store(s, sums.as_mut_ptr(), S::NR, acc);
                 }
             }

@@ -6,16 +6,35 @@ use super::attention;
 use super::epilogue::{Activation, Output, Store};
 use super::layer_norm;
 use super::linear::{self, Rows};
-use super::scratch::Scratch;
 use super::simd::{Kernel, Machine, Simd};
 use crate::checkpoint::weights::NormWeights;
+use crate::config::ModelConfig;
 use crate::error::Result;
+
+/// The sizes of InternLM-XComposer2-VL-7B: 490 pixels, P = 1225, C = 1024, 24 layers.
+pub fn full() -> ModelConfig {
+    ModelConfig {
+        image_size: 490,
+        patch_size: 14,
+        grid: 35,
+        patches: 1225,
+        tokens: 1226,
+        width: 1024,
+        heads: 16,
+        layers: 24,
+        mlp_width: 4096,
+        projector_width: 4096,
+        hidden_size: 4096,
+        vocab_size: 92544,
+        max_length: Some(4096),
+        max_position_embeddings: Some(32768),
+    }
+}
 
 /// The stages on one instruction set, on the current rayon pool.
 #[derive(Debug)]
 pub struct Stages {
     machine: Machine,
-    packed: Scratch,
 }
 
 impl Stages {
@@ -24,7 +43,7 @@ impl Stages {
     /// # Errors
     /// As [`super::CpuBackend::new`].
     pub fn new() -> Result<Self> {
-        Ok(Self { machine: Machine::choose()?, packed: Scratch::default() })
+        Ok(Self { machine: Machine::choose()? })
     }
 
     /// Returns the instruction set's name.
@@ -37,7 +56,7 @@ impl Stages {
         let activation = if quick_gelu { Activation::QuickGelu } else { Activation::None };
         let k = weight.len() / bias.len();
         let store = Store { bias, activation, y: Output::new(y, bias.len()) };
-        linear::linear(self.machine, Rows::all(x, k), weight, &store, &mut self.packed);
+        linear::linear(self.machine, Rows::all(x, k), weight, &store);
     }
 
     /// `qkv` `[B · T, 3C]` to `out` `[B · T, C]`.

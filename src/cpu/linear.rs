@@ -5,8 +5,8 @@
 //!            128 rows × KC ──pack──▶ B, f32, [4 panels][KC][NR = 32]   stays in L2 while it is used
 //!                                    │
 //!   X [M, K] fp16                    ▼
-//!   all ──pack, once, shared──▶ A, f32, [M / MR][K / KC][MR = 12][KC + pad]
-//!                                    │   12 rows × KC at a time: L1 to L2
+//!   12 rows × KC ──widen──▶ A, f32, [MR = 12][KC + pad]     one panel after the other, fetched ahead
+//!                                    │
 //!                                    ▼
 //!                        12 × 32 accumulators ──last piece of K?── no ──▶ partial sums, f32
 //!                                    │ yes
@@ -14,25 +14,27 @@
 //!                        epilogue: + bias, activation, + residual … ──▶ Y, fp16, rounded once
 //! ```
 //!
-//! Packing costs 1/M (W) and 1/N (X) of the multiplications. Rows of X are padded with zeros to whole tiles,
+//! Packing W costs 1/M of the multiplications, widening X 1/128. Rows of X are padded with zeros to whole tiles,
 //! columns of W to whole panels, so the same tile serves edges; only valid elements reach the epilogue.
 //!
 //! # Numerics
 //! fp16 to f32 is exact. Each element of Y is one chain of f32 multiply-adds over k = 0, 1, … K−1 from 0
 //! (`tile`), whatever the sizes, tasks and threads. The epilogue works in f32 and rounds to fp16 once.
 
+use std::ops::Range;
+
 use half::f16;
 use rayon::prelude::*;
 
 use super::epilogue::Epilogue;
-use super::scratch::{Scratch, with_scratch};
-use super::simd::{Kernel, Machine, Simd};
-use super::tile::{self, PAD, with_mr};
+use super::scratch::with_scratch;
+use super::simd::{Kernel, MAX_LANES, Machine, Simd};
+use super::tile::{self, Ahead, PAD, with_mr};
 
 /// Columns of Y in one task, at least; a multiple of every `NR`.
 const TASK_COLUMNS: usize = 128;
-/// Rows of X packed at once, at most: what bounds the memory of A.
-const CHUNK_ROWS: usize = 1536;
+/// Rows of Y in one task, at most: what bounds its partial sums.
+const TASK_ROWS: usize = 1536;
 
 /// The rows of X: all of a buffer, or those of each image that follow its class token.
 #[derive(Clone, Copy, Debug)]
@@ -69,111 +71,50 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Runs a linear layer over `x` and hands each finished element to `epilogue`.
-///
-/// `weight` is `[N, K]`; `packed` is memory for A that the caller keeps.
-pub(crate) fn linear<E: Epilogue>(
-    machine: Machine,
-    x: Rows<'_>,
-    weight: &[f16],
-    epilogue: &E,
-    packed: &mut Scratch,
-) {
-    machine.dispatch(Linear { x, weight, epilogue, packed });
+/// Runs a linear layer over `x` and hands each finished element to `epilogue`; `weight` is `[N, K]`.
+pub(crate) fn linear<E: Epilogue>(machine: Machine, x: Rows<'_>, weight: &[f16], epilogue: &E) {
+    machine.dispatch(Linear { x, weight, epilogue });
 }
 
 struct Linear<'a, E> {
     x: Rows<'a>,
     weight: &'a [f16], // [N, K]
     epilogue: &'a E,
-    packed: &'a mut Scratch, // [panels][pieces of K][MR][KC + PAD]
 }
 
 impl<E: Epilogue> Kernel for Linear<'_, E> {
     type Output = ();
 
     fn run<S: Simd>(self, s: S) {
-        let Self { x, weight, epilogue, packed } = self;
+        let Self { x, weight, epilogue } = self;
         let (rows, k) = (x.count(), x.width);
         assert!(weight.len().is_multiple_of(k), "a weight of whole rows");
         let n = weight.len() / k;
-        // Chunks of equal height, each whole tiles.
-        let chunks = rows.div_ceil(CHUNK_ROWS).max(1);
-        let height = rows.div_ceil(chunks).next_multiple_of(S::MR).max(S::MR);
-        let panel_len = k.div_ceil(S::KC) * S::MR * (S::KC + PAD);
-        for first in (0..rows).step_by(height) {
-            let chunk = height.min(rows - first);
-            let panels = chunk.div_ceil(S::MR);
-            let a = packed.take(panels * panel_len);
-            a.par_chunks_exact_mut(panel_len).enumerate().with_min_len(4).for_each(|(i, panel)| {
-                s.vectorize(PackRows { x, first: first + i * S::MR, end: first + chunk, panel });
+        let columns = n.div_ceil(TASK_COLUMNS);
+        let panels = rows.div_ceil(S::MR);
+        // Enough tasks that threads end together, and none with more rows than its partial sums may have;
+        // but each packs its part of W itself, so no more than that.
+        let wanted = (4 * rayon::current_num_threads()).div_ceil(columns).min(panels.div_ceil(8));
+        let splits = wanted.max(rows.div_ceil(TASK_ROWS)).max(1);
+        let share = panels.div_ceil(splits);
+        (0..columns * splits).into_par_iter().with_max_len(1).for_each(|task| {
+            let (column, split) = (task / splits, task % splits);
+            let rows = (split * share * S::MR).min(rows)..((split + 1) * share * S::MR).min(rows);
+            let columns = column * TASK_COLUMNS..((column + 1) * TASK_COLUMNS).min(n);
+            with_scratch(scratch_len::<S>(rows.len(), columns.len(), k), |scratch| {
+                s.vectorize(Task { x, weight, rows, columns, epilogue, scratch });
             });
-            let a = &*a;
-
-            // Enough tasks that threads end together; each packs its part of W itself.
-            let columns = n.div_ceil(TASK_COLUMNS);
-            let wanted = 4 * rayon::current_num_threads();
-            let splits = wanted.div_ceil(columns).min(panels.div_ceil(8)).max(1);
-            let share = panels.div_ceil(splits);
-            (0..columns * splits).into_par_iter().with_max_len(1).for_each(|task| {
-                let (column, split) = (task / splits, task % splits);
-                let panels = (split * share).min(panels)..((split + 1) * share).min(panels);
-                let columns = column * TASK_COLUMNS..((column + 1) * TASK_COLUMNS).min(n);
-                let len = scratch_len::<S>(panels.len(), columns.len(), k);
-                let work = |scratch: &mut [f32]| {
-                    s.vectorize(Task {
-                        a: &a[panels.start * panel_len..panels.end * panel_len],
-                        first: first + panels.start * S::MR,
-                        end: (first + panels.end * S::MR).min(first + chunk),
-                        k,
-                        weight,
-                        columns,
-                        epilogue,
-                        scratch,
-                    })
-                };
-                with_scratch(len, work);
-            });
-        }
-    }
-}
-
-/// Packs `MR` rows of X, those from `end` on as zeros.
-struct PackRows<'a> {
-    x: Rows<'a>,
-    first: usize,
-    end: usize,
-    panel: &'a mut [f32], // [pieces of K][MR][KC + PAD]
-}
-
-impl Kernel for PackRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let stride = S::KC + PAD;
-        for (i, row) in (self.first..self.first + S::MR).enumerate() {
-            for piece in 0..self.x.width.div_ceil(S::KC) {
-                let k = piece * S::KC;
-                let len = S::KC.min(self.x.width - k);
-                let to = &mut self.panel[(piece * S::MR + i) * stride..][..len];
-                if row < self.end {
-                    widen(s, &self.x.row(row)[k..k + len], to);
-                } else {
-                    to.fill(0.0);
-                }
-            }
-        }
+        });
     }
 }
 
 /// Converts fp16 to f32, as many.
 #[inline(always)]
 pub(crate) fn widen<S: Simd>(s: S, from: &[f16], to: &mut [f32]) {
-    let (whole, rest) = from.as_chunks::<{ super::simd::MAX_LANES }>();
-    let (to_whole, to_rest) = to.as_chunks_mut::<{ super::simd::MAX_LANES }>();
+    let (whole, rest) = from.as_chunks::<{ MAX_LANES }>();
+    let (to_whole, to_rest) = to.as_chunks_mut::<{ MAX_LANES }>();
     for (from, to) in whole.iter().zip(to_whole) {
-        for lane in (0..super::simd::MAX_LANES).step_by(S::LANES) {
+        for lane in (0..MAX_LANES).step_by(S::LANES) {
             // SAFETY: `lane + LANES <= MAX_LANES`, the length of both.
             unsafe { s.store(to.as_mut_ptr().add(lane), s.load_f16(from.as_ptr().add(lane))) };
         }
@@ -185,20 +126,19 @@ pub(crate) fn widen<S: Simd>(s: S, from: &[f16], to: &mut [f32]) {
 
 /// Some columns of Y for some of its rows.
 struct Task<'a, E> {
-    a: &'a [f32],      // [panels][pieces of K][MR][KC + PAD]
-    first: usize,      // the row of Y that A begins with
-    end: usize,        // the row of Y after the last
-    k: usize,          // K
+    x: Rows<'a>,       // [M, K]
     weight: &'a [f16], // [N, K]
-    columns: std::ops::Range<usize>,
+    rows: Range<usize>,
+    columns: Range<usize>,
     epilogue: &'a E,
     scratch: &'a mut [f32],
 }
 
-/// f32 of a task for packed B, and for partial sums where K comes in more than one piece.
-fn scratch_len<S: Simd>(panels: usize, columns: usize, k: usize) -> usize {
+/// f32 of a task: a panel of A, the packed B, and partial sums where K comes in more than one piece.
+fn scratch_len<S: Simd>(rows: usize, columns: usize, k: usize) -> usize {
     let width = columns.next_multiple_of(S::NR);
-    S::KC.min(k) * width + if k > S::KC { panels * S::MR * width } else { 0 }
+    let partial = if k > S::KC { rows.next_multiple_of(S::MR) * width } else { 0 };
+    S::MR * (S::KC + PAD) + S::KC.min(k) * width + partial
 }
 
 impl<E: Epilogue> Kernel for Task<'_, E> {
@@ -212,39 +152,53 @@ impl<E: Epilogue> Kernel for Task<'_, E> {
 
 #[inline(always)]
 fn run_task<S: Simd, const MR: usize>(s: S, task: Task<'_, impl Epilogue>) {
-    let Task { a, first, end, k, weight, columns, epilogue, scratch } = task;
+    let Task { x, weight, rows, columns, epilogue, scratch } = task;
+    let k = x.width;
     let stride = S::KC + PAD;
     let pieces = k.div_ceil(S::KC);
     let width = columns.len().next_multiple_of(S::NR);
-    let (b, partial) = scratch.split_at_mut(S::KC.min(k) * width); // [width / NR][kc][NR], [panels][width / NR][MR][NR]
+    let (a, scratch) = scratch.split_at_mut(MR * stride); // [MR][KC + PAD]
+    let (b, partial) = scratch.split_at_mut(S::KC.min(k) * width); // [width / NR][kc][NR], and below
     for piece in 0..pieces {
         let k0 = piece * S::KC;
         let kc = S::KC.min(k - k0);
-        for (j, b) in b[..kc * width].chunks_exact_mut(kc * S::NR).enumerate() {
+        let b = &mut b[..kc * width];
+        for (j, b) in b.chunks_exact_mut(kc * S::NR).enumerate() {
             let from = columns.start + j * S::NR;
             transpose_rows(s, weight, k, from..columns.end.min(from + S::NR), k0..k0 + kc, b);
         }
-        for (i, a) in a.chunks_exact(pieces * MR * stride).enumerate() {
-            let a = &a[piece * MR * stride..][..MR * stride];
-            for (j, b) in b[..kc * width].chunks_exact(kc * S::NR).enumerate() {
-                let sums = (i * (width / S::NR) + j) * MR * S::NR;
-                // SAFETY: `a` holds MR rows of KC + PAD, `b` kc rows of NR, and `partial` a tile per (i, j)
-                // wherever there is more than one piece.
+        // Rows of X that the next panel takes, to be fetched by the tiles of this one.
+        let per_tile = MR.div_ceil(width / S::NR);
+        let mut partial = partial.chunks_exact_mut(MR * S::NR); // [panels][width / NR], each [MR][NR]
+        for first in rows.clone().step_by(MR) {
+            for (i, a) in a.chunks_exact_mut(stride).enumerate() {
+                match first + i < rows.end {
+                    true => widen(s, &x.row(first + i)[k0..k0 + kc], &mut a[..kc]),
+                    false => a[..kc].fill(0.0),
+                }
+            }
+            for (j, b) in b.chunks_exact(kc * S::NR).enumerate() {
+                let mut sums = partial.next();
+                let next = |row: usize| x.row((first + MR + row).min(rows.end - 1))[k0..].as_ptr().cast();
+                let ahead = Ahead(std::array::from_fn(|i| next((j * per_tile + i).min(MR - 1))));
+                // SAFETY: `a` holds MR rows of KC + PAD, `b` kc rows of NR, and `sums` a tile.
                 let acc = unsafe {
-                    let acc = match piece {
-                        0 => tile::zeros::<S, MR>(s),
-                        _ => tile::load::<S, MR>(s, partial[sums..][..MR * S::NR].as_ptr()),
+                    let acc = match &sums {
+                        Some(sums) if piece > 0 => tile::load::<S, MR>(s, sums.as_ptr()),
+                        _ => tile::zeros::<S, MR>(s),
                     };
-                    tile::tile::<S, MR>(s, kc, a.as_ptr(), S::KC + PAD, b.as_ptr(), S::NR, acc)
+                    let (a, b) = ((a.as_ptr(), S::KC + PAD), (b.as_ptr(), S::NR));
+                    tile::tile::<S, MR>(s, kc, a, b, Some(ahead), acc)
                 };
                 if piece + 1 < pieces {
-                    // SAFETY: the slice is a tile long.
-                    unsafe { tile::store(s, partial[sums..][..MR * S::NR].as_mut_ptr(), S::NR, acc) };
+                    let sums = sums.as_mut().expect("partial sums where there are pieces");
+                    // SAFETY: `sums` is a tile.
+                    unsafe { tile::store(s, sums.as_mut_ptr(), S::NR, acc) };
                     continue;
                 }
                 let column = columns.start + j * S::NR;
                 let count = S::NR.min(columns.end - column);
-                for (row, acc) in (first + i * MR..end).zip(acc) {
+                for (row, acc) in (first..rows.end).zip(acc) {
                     // SAFETY: tasks have disjoint columns or rows, and tiles within one have, too.
                     unsafe { epilogue.store(s, row, column, count, acc) };
                 }
@@ -261,8 +215,8 @@ pub(crate) fn transpose_rows<S: Simd>(
     s: S,
     weight: &[f16],
     width: usize,
-    rows: std::ops::Range<usize>,
-    k: std::ops::Range<usize>,
+    rows: Range<usize>,
+    k: Range<usize>,
     to: &mut [f32], // [k.len(), NR]
 ) {
     assert!(to.len() >= k.len() * S::NR && rows.len() <= S::NR && k.end <= width);

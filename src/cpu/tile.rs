@@ -26,6 +26,14 @@ pub(crate) fn zeros<S: Simd, const MR: usize>(s: S) -> Acc<S, MR> {
     [[s.splat(0.0); 2]; MR]
 }
 
+/// Steps between two rounds of prefetching: the fp16 of one row's so many elements are a cache line.
+const ROUND: usize = 32;
+
+/// Memory that will be needed soon, brought nearer while the tile is at work: a cache line from each every
+/// [`ROUND`] steps.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead(pub(crate) [*const u8; 4]);
+
 /// Adds `A · B` over `k` steps to `acc` and returns it.
 ///
 /// `a_stride` should be a constant where it is called: the rows of A are then offsets within instructions.
@@ -36,26 +44,36 @@ pub(crate) fn zeros<S: Simd, const MR: usize>(s: S) -> Acc<S, MR> {
 pub(crate) unsafe fn tile<S: Simd, const MR: usize>(
     s: S,
     k: usize,
-    a: *const f32,
-    a_stride: usize,
-    b: *const f32,
-    ldb: usize,
+    (a, a_stride): (*const f32, usize),
+    (b, ldb): (*const f32, usize),
+    ahead: Option<Ahead>,
     mut acc: Acc<S, MR>,
 ) -> Acc<S, MR> {
     let (mut a, mut b) = (a, b);
-    for _ in 0..k {
-        // SAFETY: step k of `k`; the caller vouches for the elements. The pointers end one step past the last.
-        unsafe {
-            let b0 = s.load(b);
-            let b1 = s.load(b.add(S::LANES));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(i * a_stride));
-                acc[0] = s.mul_add(x, b0, acc[0]);
-                acc[1] = s.mul_add(x, b1, acc[1]);
+    let mut done = 0;
+    while done < k {
+        let mut steps = k - done;
+        if let Some(Ahead(ahead)) = ahead {
+            for from in ahead {
+                s.prefetch(from.wrapping_add(2 * done));
             }
+            steps = steps.min(ROUND);
         }
-        a = a.wrapping_add(1);
-        b = b.wrapping_add(ldb);
+        for _ in 0..steps {
+            // SAFETY: one of `k` steps; the caller vouches for its elements.
+            unsafe {
+                let b0 = s.load(b);
+                let b1 = s.load(b.add(S::LANES));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let x = s.splat(*a.add(i * a_stride));
+                    acc[0] = s.mul_add(x, b0, acc[0]);
+                    acc[1] = s.mul_add(x, b1, acc[1]);
+                }
+            }
+            a = a.wrapping_add(1);
+            b = b.wrapping_add(ldb);
+        }
+        done += steps;
     }
     acc
 }

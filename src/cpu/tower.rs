@@ -24,7 +24,6 @@ use super::attention::attention;
 use super::epilogue::{Activation, AddTo, Embed, Output, Scatter, Store};
 use super::layer_norm::{layer_norm, layer_norm_in_place};
 use super::linear::{Rows, linear};
-use super::scratch::Scratch;
 use super::simd::Machine;
 use crate::backend::Stage;
 use crate::checkpoint::weights::VisionWeights;
@@ -37,7 +36,6 @@ pub(crate) struct Workspace {
     hidden: Vec<f16>, // [B · T, C], the residual stream
     mixed: Vec<f16>,  // [B · T, C], after a norm, or after attention
     wide: Vec<f16>,   // [B · T, max(3 · patch², 3C, F, projector width)]
-    packed: Scratch,  // A of the linear layer at work
 }
 
 impl Workspace {
@@ -85,7 +83,7 @@ pub(crate) fn encode_group(
     let images = targets.len();
     let rows = images * tokens;
     workspace.fit(config, images);
-    let Workspace { hidden, mixed, wide, packed } = workspace;
+    let Workspace { hidden, mixed, wide } = workspace;
     let (hidden, mixed) = (&mut hidden[..rows * width], &mut mixed[..rows * width]);
 
     let pixels = &mut wide[..images * patches * config.patch_len()]; // [B · P, 3 · patch²]
@@ -99,7 +97,7 @@ pub(crate) fn encode_group(
     }
     let positions = &weights.position_embedding;
     let embed = Embed { positions, tokens, y: Output::new(hidden, width) };
-    linear(machine, Rows::all(pixels, config.patch_len()), &weights.patch_embedding, &embed, packed);
+    linear(machine, Rows::all(pixels, config.patch_len()), &weights.patch_embedding, &embed);
     layer_norm_in_place(machine, &weights.pre_norm, hidden);
     watch.stage(Stage::Embedded, hidden);
 
@@ -108,10 +106,10 @@ pub(crate) fn encode_group(
         let qkv = &mut wide[..rows * 3 * width]; // [B · T, 3C]
         let to_qkv =
             Store { bias: &layer.qkv.bias, activation: Activation::None, y: Output::new(qkv, 3 * width) };
-        linear(machine, Rows::all(mixed, width), &layer.qkv.weight, &to_qkv, packed);
+        linear(machine, Rows::all(mixed, width), &layer.qkv.weight, &to_qkv);
         attention(machine, qkv, tokens, heads, mixed);
         let residual = AddTo { bias: &layer.out.bias, y: Output::new(hidden, width) };
-        linear(machine, Rows::all(mixed, width), &layer.out.weight, &residual, packed);
+        linear(machine, Rows::all(mixed, width), &layer.out.weight, &residual);
 
         layer_norm(machine, &layer.norm2, hidden, mixed);
         let mlp = &mut wide[..rows * mlp_width]; // [B · T, F]
@@ -120,9 +118,9 @@ pub(crate) fn encode_group(
             activation: Activation::QuickGelu,
             y: Output::new(mlp, mlp_width),
         };
-        linear(machine, Rows::all(mixed, width), &layer.fc1.weight, &to_mlp, packed);
+        linear(machine, Rows::all(mixed, width), &layer.fc1.weight, &to_mlp);
         let residual = AddTo { bias: &layer.fc2.bias, y: Output::new(hidden, width) };
-        linear(machine, Rows::all(mlp, mlp_width), &layer.fc2.weight, &residual, packed);
+        linear(machine, Rows::all(mlp, mlp_width), &layer.fc2.weight, &residual);
         watch.stage(Stage::Layer(i), hidden);
         watch.step();
     }
@@ -131,10 +129,10 @@ pub(crate) fn encode_group(
     let bias = &weights.projector_hidden.bias;
     let to_inner = Store { bias, activation: Activation::Gelu, y: Output::new(inner, projector_width) };
     let features = Rows::without_class(hidden, width, tokens);
-    linear(machine, features, &weights.projector_hidden.weight, &to_inner, packed);
+    linear(machine, features, &weights.projector_hidden.weight, &to_inner);
     watch.stage(Stage::ProjectorHidden, inner);
     let scatter = Scatter { bias: &weights.projector_out.bias, patches, targets };
-    linear(machine, Rows::all(inner, projector_width), &weights.projector_out.weight, &scatter, packed);
+    linear(machine, Rows::all(inner, projector_width), &weights.projector_out.weight, &scatter);
     watch.step();
 }
 

@@ -73,7 +73,7 @@ impl Case {
     fn store(&self, machine: Machine, activation: Activation) -> Vec<f16> {
         let mut y = poison(self.m * self.n);
         let store = Store { bias: &self.bias, activation, y: Output::new(&mut y, self.n) };
-        linear(machine, Rows::all(&self.x, self.k), &self.weight, &store, &mut Scratch::default());
+        linear(machine, Rows::all(&self.x, self.k), &self.weight, &store);
         y
     }
 }
@@ -130,7 +130,7 @@ fn is_one_chain_of_multiply_adds() {
             }
             let mut y = case.residual.clone();
             let add = AddTo { bias: &case.bias, y: Output::new(&mut y, case.n) };
-            linear(machine, Rows::all(&case.x, case.k), &case.weight, &add, &mut Scratch::default());
+            linear(machine, Rows::all(&case.x, case.k), &case.weight, &add);
             for (i, (y, sum)) in y.iter().zip(&chain).enumerate() {
                 let expected = case.residual[i].to_f32() + (sum + case.bias[i % case.n].to_f32());
                 assert_eq!(y.to_bits(), f16::from_f32(expected).to_bits(), "{machine:?} {shape:?} {i}");
@@ -169,7 +169,7 @@ fn a_row_does_not_depend_on_the_others_or_the_threads() {
 #[test]
 fn more_rows_than_a_chunk() {
     // Three chunks, the last one shorter; columns fewer than a panel.
-    let case = Case::new((2 * CHUNK_ROWS + 5, 64, 3));
+    let case = Case::new((2 * TASK_ROWS + 5, 64, 3));
     on_every_machine(|machine| {
         let chain = case.chain(machine);
         let y = case.store(machine, Activation::None);
@@ -185,7 +185,7 @@ fn no_rows_are_no_work() {
     let weight = vec![f16::ONE; 64 * 8];
     let store = Store { bias: &[f16::ONE; 8], activation: Activation::None, y: Output::new(&mut [], 8) };
     on_every_machine(|machine| {
-        linear(machine, Rows::all(&[], 64), &weight, &store, &mut Scratch::default());
+        linear(machine, Rows::all(&[], 64), &weight, &store);
     });
 }
 
@@ -194,14 +194,12 @@ fn memory_of_an_earlier_call_does_not_show() {
     let large = Case::new((40, 1100, 70));
     let small = Case::new((3, 70, 5));
     on_every_machine(|machine| {
-        let mut packed = Scratch::default();
-        packed.take(1 << 20).fill(f32::NAN);
         crate::cpu::scratch::with_scratch(1 << 20, |scratch| scratch.fill(f32::NAN));
         for case in [&large, &small, &large] {
             let mut y = poison(case.m * case.n);
             let store =
                 Store { bias: &case.bias, activation: Activation::None, y: Output::new(&mut y, case.n) };
-            linear(machine, Rows::all(&case.x, case.k), &case.weight, &store, &mut packed);
+            linear(machine, Rows::all(&case.x, case.k), &case.weight, &store);
             assert_eq!(bits(&y), bits(&case.store(machine, Activation::None)));
         }
     });
@@ -216,7 +214,7 @@ fn embeds_patches_below_the_class_token() {
         let chain = case.chain(machine);
         let mut y = vec![f16::from_f32(-7.0); images * tokens * case.n];
         let embed = Embed { positions: &positions, tokens, y: Output::new(&mut y, case.n) };
-        linear(machine, Rows::all(&case.x, case.k), &case.weight, &embed, &mut Scratch::default());
+        linear(machine, Rows::all(&case.x, case.k), &case.weight, &embed);
         for (i, y) in y.iter().enumerate() {
             let (row, column) = (i / case.n, i % case.n);
             let (image, token) = (row / tokens, row % tokens);
@@ -242,7 +240,7 @@ fn takes_the_rows_after_each_class_token() {
         assert_eq!(rows.count(), images * (tokens - 1));
         let mut y = poison(rows.count() * case.n);
         let store = Store { bias: &case.bias, activation: Activation::Gelu, y: Output::new(&mut y, case.n) };
-        linear(machine, rows, &case.weight, &store, &mut Scratch::default());
+        linear(machine, rows, &case.weight, &store);
         let kept = all.chunks_exact(case.n).enumerate().filter(|(row, _)| row % tokens != 0);
         let expected: Vec<f16> = kept.flat_map(|(_, row)| row.to_vec()).collect();
         assert_eq!(bits(&y), bits(&expected));
@@ -269,7 +267,7 @@ fn scatters_into_every_target_and_nowhere_else() {
         assert_eq!(targets[0][1].len(), 4);
         let scatter =
             Scatter { bias: &case.bias, patches, targets: targets.iter().map(Vec::as_slice).collect() };
-        linear(machine, Rows::all(&case.x, case.k), &case.weight, &scatter, &mut Scratch::default());
+        linear(machine, Rows::all(&case.x, case.k), &case.weight, &scatter);
         drop(scatter);
         targets.iter_mut().for_each(Vec::clear);
 

@@ -74,6 +74,9 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     /// The greatest lane; unspecified if any is NaN.
     fn reduce_max(self, a: Self::V) -> f32;
 
+    /// Brings the cache line at `at` into the L2 cache, if it can be had; any address will do.
+    fn prefetch(self, at: *const u8);
+
     /// Loads `LANES` f32.
     ///
     /// # Safety

@@ -95,6 +95,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> [f32; 4] {
         // SAFETY: the caller vouches for 4 readable elements.
         unsafe { from.cast::<[f32; 4]>().read() }
