@@ -60,6 +60,7 @@ impl Format {
             [b'I', b'I', 0x2a | 0x2b, 0, ..] | [b'M', b'M', 0, 0x2a | 0x2b, ..] => Ok(Self::Tiff),
             [b'I', b'I', 0, 0x2a, ..] | [b'M', b'M', 0x2a, 0, ..] => Ok(Self::Tiff),
             [b'B', b'M', ..] => Ok(Self::Bmp),
+            [] => Err(ImageProblem::Broken("it is empty".into())),
             _ => Err(ImageProblem::Unsupported(looks_like(bytes))),
         }
     }
@@ -91,11 +92,11 @@ fn looks_like(bytes: &[u8]) -> String {
         (0, b"PK\x03\x04", "a zip archive"),
     ];
     let known = MAGIC.iter().find(|(at, magic, _)| bytes.get(*at..).is_some_and(|b| b.starts_with(magic)));
-    match (known, bytes.len()) {
-        (_, 0) => "the file is empty".into(),
-        (Some((_, _, name)), _) => format!("it is {name}"),
-        (None, count) => {
-            let first: Vec<String> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    match known {
+        Some((_, _, name)) => format!("it is {name}"),
+        None => {
+            let (count, first) = (bytes.len(), bytes.iter().take(8).map(|byte| format!("{byte:02x}")));
+            let first: Vec<String> = first.collect();
             format!("its {count} bytes start with {}, which no supported format does", first.join(" "))
         }
     }
@@ -237,8 +238,8 @@ fn settle(
             if 100 * transparent > pixels {
                 let percent = 100.0 * transparent as f64 / pixels as f64;
                 let message = format!(
-                    "{} has {percent:.0} % transparent pixels, whose alpha was dropped: the colours under it show; \
-                     `--alpha white` or `--alpha black` composes it over a colour",
+                    "{} is transparent in {percent:.0} % of its pixels, and alpha was dropped: the colours under it \
+                     show; `--alpha white` or `--alpha black` composes it over a colour",
                     who()
                 );
                 warnings.push(Warning::new(WarningKind::AlphaDropped, message));

@@ -116,7 +116,11 @@ impl Resample {
     fn vertical_first(self, src: RgbView<'_>, width: u32, height: u32) -> bool {
         let shrinks = |from: u32, to: u32| i64::from(from) - i64::from(to);
         let (across, down) = (shrinks(src.width, width), shrinks(src.height, height));
-        self == Self::Pillow13 && down > 0 && down > 2 * across
+        down > 0
+            && match self {
+                Self::Pillow => i64::from(src.height) > 100 * i64::from(src.width),
+                Self::Pillow13 => down > 2 * across,
+            }
     }
 }
 
@@ -465,6 +469,26 @@ mod tests {
             resizer.resize_into(src.view(), to, to, Resample::Pillow, &mut out);
             assert_eq!(out, by_the_book(&src, to, to, false).data, "{w}x{h} to {to}");
         }
+    }
+
+    #[test]
+    fn the_order_of_passes_depends_on_the_rule() {
+        use Resample::{Pillow, Pillow13};
+        let order = |rule: Resample, (w, h): (u32, u32), (width, height)| {
+            let data = vec![0; 3 * (w * h) as usize];
+            rule.vertical_first(RgbView::new(&data, w, h, 3 * w as usize).unwrap(), width, height)
+        };
+        assert!(!order(Pillow, (270, 1200), (490, 490)));
+        assert!(order(Pillow13, (270, 1200), (490, 490)));
+        // down by 1000, across by 500, then by 499
+        assert!(!order(Pillow13, (990, 1490), (490, 490)));
+        assert!(order(Pillow13, (989, 1490), (490, 490)));
+        assert!(!order(Pillow13, (100, 490), (490, 490)));
+        // Pillow 12's exception, which asks for more than 100 times, and for shrinking
+        assert!(!order(Pillow, (5, 500), (490, 490)));
+        assert!(order(Pillow, (5, 501), (490, 490)));
+        assert!(!order(Pillow, (4, 490), (490, 490)));
+        assert!(!order(Pillow, (2, 401), (490, 490)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | | read | refused |
 //! |---|---|---|
-//! | compression | none, PackBits, LZW, deflate (with predictors), CCITT group 4, JPEG | group 3, old JPEG, zstd, LZMA, WebP, LERC |
+//! | compression | none, PackBits, LZW, deflate (with predictors), CCITT groups 3 (1-D) and 4, JPEG | CCITT run lengths, old JPEG, zstd, LZMA, WebP, LERC |
 //! | colour | grey 1 to 32 bits and float, palette, RGB, CMYK, YCbCr in JPEG | CIE L\*a\*b\*, other YCbCr |
 //!
 //! The orientation is part of the format: it is applied always, as Pillow does on loading.
@@ -217,7 +217,7 @@ impl Page {
         limits.check_alloc(
             width,
             height,
-            (width * height * 4).saturating_add(chunk_bits / 8).saturating_add(chunk_bits / 8),
+            (width * height).saturating_mul(4).saturating_add(chunk_bits / 4),
         )?;
 
         let page = Self {

@@ -13,6 +13,12 @@ use crate::error::ImageProblem;
 
 /// Decodes a WebP file (of an animation: its first frame, on its canvas).
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+    // what is missing may be the pixels or, behind them, the orientation: either way it is another picture
+    let declared = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
+    if let Some(missing) = declared.saturating_add(8).checked_sub(bytes.len()).filter(|&missing| missing > 0)
+    {
+        return Err(ImageProblem::Broken(format!("its data end {missing} bytes early")));
+    }
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(problem)?;
     let (width, height) = decoder.dimensions();
     // RGBA, three planes of YUV or one of lossless ARGB, and the raster

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use fax::Color;
-use fax::decoder::{DecodeStatus, Group4Decoder, pels};
+use fax::decoder::{DecodeStatus, Group3Decoder, Group4Decoder, pels};
 use weezl::{BitOrder, LzwStatus};
 
 use super::super::jpeg;
@@ -16,6 +16,7 @@ pub(super) enum Coding {
     PackBits,
     Lzw,
     Deflate,
+    Group3,
     Group4,
     Jpeg,
 }
@@ -24,13 +25,13 @@ impl Coding {
     pub fn new(number: u64) -> Result<Self, ImageProblem> {
         let name = match number {
             1 => return Ok(Self::None),
+            3 => return Ok(Self::Group3),
             4 => return Ok(Self::Group4),
             5 => return Ok(Self::Lzw),
             7 => return Ok(Self::Jpeg),
             8 | 32946 => return Ok(Self::Deflate),
             32773 => return Ok(Self::PackBits),
             2 => "CCITT run lengths",
-            3 => "CCITT group 3",
             6 => "old-style JPEG",
             34887 => "LERC",
             34925 => "LZMA",
@@ -98,7 +99,7 @@ impl Packing {
                     }
                 })?;
             }
-            Coding::Group4 => self.group_4(stored, shape, out)?,
+            Coding::Group3 | Coding::Group4 => self.fax(stored, shape, out)?,
             Coding::Jpeg => self.jpeg(stored, shape, colours, out)?,
         }
         if matches!(self.coding, Coding::Lzw | Coding::Deflate) {
@@ -107,24 +108,42 @@ impl Packing {
         Ok(())
     }
 
-    /// CCITT group 4: a black pixel is a 1.
-    fn group_4(&self, stored: &[u8], shape: Shape, out: &mut [u8]) -> Result<(), ImageProblem> {
-        let broken = || ImageProblem::Broken("its group 4 codes make no sense".into());
+    /// CCITT groups 3 (one-dimensional) and 4: a black pixel is a 1.
+    fn fax(&self, stored: &[u8], shape: Shape, out: &mut [u8]) -> Result<(), ImageProblem> {
+        let broken = || ImageProblem::Broken("its fax codes make no sense".into());
         let width = u16::try_from(shape.width).ok().filter(|_| shape.samples * shape.bits == 1);
-        let Some(width) = width.filter(|_| self.fax_options & 2 == 0) else {
-            return Err(ImageProblem::Unsupported("such a TIFF in CCITT group 4".into()));
+        // two-dimensional group 3, or stretches without codes
+        let beyond_us = self.fax_options & if self.coding == Coding::Group3 { 3 } else { 2 } != 0;
+        let Some(width) = width.filter(|_| !beyond_us) else {
+            return Err(ImageProblem::Unsupported("such a TIFF in CCITT codes".into()));
         };
-        let bytes = stored.iter().map(|&byte| Ok::<u8, std::convert::Infallible>(byte));
-        let mut decoder = Group4Decoder::new(bytes, width).map_err(|_| broken())?;
-        for row in out.chunks_exact_mut(shape.row_bytes()) {
-            if decoder.advance().map_err(|_| broken())? == DecodeStatus::End {
-                return Err(early());
-            }
+        let paint = |row: &mut [u8], transitions: &[u16]| {
             row.fill(0);
-            for (x, colour) in pels(decoder.transition(), width).enumerate() {
+            for (x, colour) in pels(transitions, width).enumerate() {
                 if colour == Color::Black {
                     row[x / 8] |= 0x80 >> (x % 8);
                 }
+            }
+        };
+        let rows = out.chunks_exact_mut(shape.row_bytes());
+        let bytes = stored.iter().map(|&byte| Ok::<u8, std::convert::Infallible>(byte));
+        if self.coding == Coding::Group4 {
+            let mut decoder = Group4Decoder::new(bytes, width).map_err(|_| broken())?;
+            for row in rows {
+                if decoder.advance().map_err(|_| broken())? == DecodeStatus::End {
+                    return Err(early());
+                }
+                paint(row, decoder.transition());
+            }
+        } else {
+            // the last row may lack the mark after it, which the decoder wants: that rows are whole is checked here
+            let mut decoder = Group3Decoder::new(bytes.chain([Ok(0), Ok(1)])).map_err(|_| broken())?;
+            for row in rows {
+                let status = decoder.advance();
+                if decoder.transitions().last() != Some(&width) {
+                    return Err(if status.is_err() { early() } else { broken() });
+                }
+                paint(row, decoder.transitions());
             }
         }
         Ok(())

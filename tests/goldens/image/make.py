@@ -2,9 +2,10 @@
 
     python make.py            # writes the files beside this script, and goldens.json
 
-needs Pillow 13 (goldens.json has its hashes), and a second interpreter with Pillow 12 named by PILLOW12 for the resize
-rule of Pillow up to 12. Every pixel is drawn here; every writer that Pillow lacks (odd depths, odd layouts) is here too.
-OUT and SIZE in the environment make the same files elsewhere, larger, to look at more of them.
+needs Pillow 13 (goldens.json has its hashes); in the environment, PILLOW12 names an interpreter with Pillow 12.3, for
+its resize rule, and CJPEG names libjpeg's `cjpeg`, for what Pillow cannot write (without it those files stay as they
+are). Every pixel is drawn here; every writer that Pillow lacks (odd depths, odd layouts) is here too. OUT and SIZE make
+the same files elsewhere, larger, to look at more of them.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import random
 import struct
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from pathlib import Path
@@ -278,10 +280,10 @@ def make_jpeg():
         "444": {"subsampling": 0}, "422": {"subsampling": 1}, "420": {"subsampling": 2},
         "progressive": {"progressive": True}, "progressive_444": {"progressive": True, "subsampling": 0, "quality": 95},
         "optimised": {"optimize": True, "quality": 20}, "restarts": {"restart_marker_blocks": 3},
-        "restart_rows": {"restart_marker_rows": 1, "subsampling": 0}, "quality_100": {"quality": 100, "subsampling": 0},
-        "quality_1": {"quality": 1}, "stored_as_rgb": {"keep_rgb": True},
+        "restart_rows": {"restart_marker_rows": 1, "subsampling": 0}, "quality_1": {"quality": 1}, "stored_as_rgb": {"keep_rgb": True},
     }.items():
         save(f"{name}.jpg", image, format="JPEG", **({"quality": 80} | options))
+    save("quality_100.jpg", rgb(), format="JPEG", quality=100, subsampling=0)
     save("grey.jpg", image.convert("L"), format="JPEG")
     save("grey_progressive.jpg", image.convert("L"), format="JPEG", progressive=True)
     save("cmyk.jpg", image.convert("CMYK"), format="JPEG", quality=90)
@@ -307,8 +309,30 @@ def make_jpeg():
     frame = plain.index(b"\xff\xc0")
     put("twelve_bits.jpg", plain[: frame + 4] + b"\x0c" + plain[frame + 5 :])
     put("lossless.jpg", plain[: frame + 1] + b"\xc3" + plain[frame + 2 :])
-    # one component a scan, still sequential: the same coefficients, entropy-coded apart, are what `jpegtran -scans` makes
     put("tables_only.jpg", plain[: plain.index(b"\xff\xda")] + b"\xff\xd9")
+
+
+def make_jpeg_by_cjpeg():
+    source, scans, target = (Path(tempfile.mkdtemp()) / name for name in ("in.ppm", "scans", "out.jpg"))
+    rgb(3 * W + 4, 2 * H + 1).save(source)
+    for name, options, script in (
+        ("411", ["-sample", "4x1"], None), ("440", ["-sample", "1x2"], None), ("410", ["-sample", "4x2"], None),
+        ("chroma_larger", ["-sample", "1x1,2x2,2x1"], None), ("arithmetic", ["-arithmetic"], None),
+        ("arithmetic_progressive", ["-arithmetic", "-progressive"], None),
+        ("arithmetic_restarts", ["-arithmetic", "-restart", "2B"], None),
+        ("sequential_scans", [], "0;\n1 2;\n"), ("partial_scans", [], "0,1,2: 0-0, 0, 1;\n0: 1-5, 0, 2;\n"),
+    ):
+        if tool := os.environ.get("CJPEG"):
+            scans.write_text(script or "")
+            options = options + (["-scans", scans] if script else ["-baseline"] if "arithmetic" not in name else [])
+            subprocess.check_call([tool, "-revert", "-quality", "75", *options, "-outfile", target, source])
+            put(f"{name}.jpg", target.read_bytes())
+        else:
+            put(f"{name}.jpg", (HERE / f"{name}.jpg").read_bytes())
+    put("cut_arithmetic.jpg", FILES["arithmetic.jpg"][: len(FILES["arithmetic.jpg"]) * 3 // 4])
+    put("cut_sequential_scans.jpg", FILES["sequential_scans.jpg"][: FILES["sequential_scans.jpg"].rindex(b"\xff\xda")])
+    put("first_scan_ended.jpg", FILES["cut_sequential_scans.jpg"] + b"\xff\xd9")
+    put("no_end_sequential_scans.jpg", FILES["sequential_scans.jpg"][:-2])
 
 
 def make_png():
@@ -347,6 +371,9 @@ def make_png():
     frames = [rgb(seed=s) for s in range(3)]
     save("animated.png", frames[0], format="PNG", save_all=True, append_images=frames[1:], duration=50)
     save("animated_default.png", frames[0], format="PNG", save_all=True, append_images=frames[1:], default_image=True)
+    save("tall.png", rgb(9, 70), format="PNG")  # Pillow 13 shrinks it vertically first
+    save("very_tall.png", rgb(2, 250), format="PNG")  # and Pillow 12.2 this one
+    save("wide.png", rgb(90, 5), format="PNG")
     for w, h in ((1, 1), (1, 9), (2, 3), (9, 1), (5, 5)):
         put(f"interlaced_{w}x{h}.png", png(pixels(rgb(w, h)), 8, 2, interlaced=True))
     plain = FILES["rgb_8.png"]
@@ -550,7 +577,7 @@ def make_tiff():
 
 
 def sha(image):
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()[:32]
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()[:16]
 
 
 def describe(path):
@@ -559,7 +586,7 @@ def describe(path):
         image = Image.open(path)
         image.load()
         plain = image.convert("RGB")
-        result = {"mode": image.mode, "size": list(plain.size), "rgb": sha(plain)}
+        result = {"size": list(plain.size), "rgb": sha(plain)}
         result["resized"] = sha(plain.resize((SIDE, SIDE), Image.BICUBIC))
         upright = ImageOps.exif_transpose(Image.open(path))
         if upright.getexif().get(274, 1) == 1 and sha(upright) != result["rgb"]:
@@ -578,7 +605,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:  # the other Pillow: describe what is there
         print(json.dumps({path: describe(path) for path in sys.argv[1:]}))
         sys.exit()
-    for make in (make_jpeg, make_png, make_bmp, make_gif, make_webp, make_tiff):
+    for make in (make_jpeg, make_jpeg_by_cjpeg, make_png, make_bmp, make_gif, make_webp, make_tiff):
         make()
     OUT.mkdir(exist_ok=True, parents=True)
     for name, data in FILES.items():
@@ -590,7 +617,8 @@ if __name__ == "__main__":
             new = goldens[paths[path]]
             if (old.get("rgb"), old.get("over_white")) != (new.get("rgb"), new.get("over_white")):
                 print(f"{paths[path]}: Pillow 12 says {old}, 13 {new}", file=sys.stderr)
-            if "resized" in old:
+            if "resized" in old and old["rgb"] == new["rgb"] and old["resized"] != new["resized"]:
                 new["resized_pillow12"] = old["resized"]
-    (OUT / "goldens.json").write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")
+    lines = [f"{json.dumps(name)}: {json.dumps(golden)}" for name, golden in goldens.items()]
+    (OUT / "goldens.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(len(FILES), "files,", sum(map(len, FILES.values())), "bytes")
