@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use half::f16;
 
+use crate::checkpoint::EmbeddingTable;
 use crate::error::{Error, Result};
 use crate::image::RgbView;
 use crate::sequence::RowsMut;
@@ -100,6 +101,20 @@ pub trait TokenEmbeddings: fmt::Debug + Send + Sync {
     /// [`crate::Error::Argument`] if there is no row `id`;
     /// [`crate::Error::ValueOutOfRange`] if fp16 cannot hold a value of it.
     fn gather_row(&self, id: u32, out: &mut [f16]) -> Result<()>;
+}
+
+impl TokenEmbeddings for EmbeddingTable {
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn hidden(&self) -> usize {
+        self.hidden()
+    }
+
+    fn gather_row(&self, id: u32, out: &mut [f16]) -> Result<()> {
+        self.gather_row(id, out)
+    }
 }
 
 /// Who watches an encode.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use rayon::prelude::*;
 
 use crate::backend::{Backend, Device, Observer, Stage, Targets};
 use crate::checkpoint::{Checkpoint, RangePolicy};
@@ -17,7 +16,7 @@ use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
 use crate::error::{Error, Result};
 use crate::features::Features;
-use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage, RgbView, decode, resize};
+use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage, RgbView, prepare_all};
 use crate::packing::{Block, Content, PackedPlan};
 use crate::prompt::{Planner, Request, SequencePlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
@@ -252,11 +251,8 @@ impl Encoder {
             let used: Vec<usize> = (0..images.len()).filter(|&i| !targets[i].is_empty()).collect();
             let views: Vec<RgbView<'_>> = used.iter().map(|&i| pixels[i].view()).collect();
             targets.retain(|target| !target.is_empty());
-            self.backend.encode_images(
-                &views,
-                targets,
-                &mut observer,
-            )?;
+            let mut observer = Observer { progress: Some(progress), trace: None };
+            self.backend.encode_images(&views, targets, &mut observer)?;
             for block in &blocks {
                 sequence.mark_written(block.offset..block.offset + block.len);
             }
@@ -348,24 +344,14 @@ impl Encoder {
     /// Decodes and resizes images in parallel, each once, keeping only the resized pixels.
     fn preprocess(&self, images: &[ImageSource<'_>]) -> Result<(Vec<RgbImage>, EncodeReport)> {
         let start = Instant::now();
-        let size = self.config().image_size as u32;
-        let one = |(index, source): (usize, &ImageSource<'_>)| -> Result<_> {
-            let start = Instant::now();
-            let decoded = decode::decode(index, source, &self.decode)?;
-            let decode = start.elapsed();
-            let pixels = resize::resize(decoded.view(), size, size, self.resample);
-            Ok((pixels, decoded.warnings, decode, start.elapsed() - decode))
-        };
-        // Collected before the first error is looked for, so that it is always the first image's.
-        let done: Vec<Result<_>> = images.par_iter().enumerate().map(one).collect();
+        let side = self.config().image_size as u32;
         let mut report = EncodeReport::default();
         let mut pixels = Vec::with_capacity(images.len());
-        for result in done {
-            let (image, warnings, decode, resize) = result?;
-            pixels.push(image);
-            report.warnings.extend(warnings);
-            report.decode += decode;
-            report.resize += resize;
+        for image in prepare_all(images, side, self.resample, &self.decode)? {
+            pixels.push(image.pixels);
+            report.warnings.extend(image.warnings);
+            report.decode += image.decode_time;
+            report.resize += image.resize_time;
         }
         let (wall, work) = (start.elapsed(), report.decode + report.resize);
         if !work.is_zero() {
@@ -451,7 +437,7 @@ fn open_backend(
     match options.device {
         Device::Auto | Device::Cpu => {
             let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
-            let embedding = checkpoint.embedding();
+            let embedding = checkpoint.embedding().with_policy(options.range_policy);
             let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
             Ok((Box::new(backend), report.warnings()))
         }

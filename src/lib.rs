@@ -28,7 +28,7 @@
 //! | [`backend`] | the waist: what is asked of a device |
 //! | [`cpu`] | the answer in plain Rust: the embedded default, and the oracle of every other |
 //! | [`features`] | one image's rows as a value |
-//! | `encoder` | the façade |
+//! | [`encoder`] | the façade |
 //! | [`output`] | sequences to files |
 //! | [`synth`] | random checkpoints in the upstream layout |
 //!
@@ -53,12 +53,13 @@
 //!
 //! # Start here
 //!
-//! `Encoder` has the whole job in one example.
+//! [`Encoder`] has the whole job in one example.
 
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+pub mod encoder;
 pub mod error;
 pub mod features;
 pub mod image;
@@ -73,5 +74,6 @@ pub mod warning;
 /// The version of this crate, as it goes into the files it writes.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+pub use encoder::{EncodeReport, Encoder, EncoderOptions};
 pub use error::{Category, Error, ImageProblem, Result};
 pub use warning::{Warning, WarningKind};

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::dtype::Format;
 use super::mapped::read_small;
-use super::pickle::printable;
+use super::printable;
 use crate::error::{Error, Result};
 
 /// Longest `config.json`, in bytes.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::convert::ValueStats;
 use super::dtype::Format;
 use super::names;
-use super::pickle::printable;
+use super::printable;
 use super::report::{GroupStats, Groups};
 use super::shard::Shard;
 use super::tensor::Tensor;

@@ -14,8 +14,8 @@ use super::weights::{LayerWeights, LinearWeights, NormWeights, VisionWeights};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
-/// Elements converted by one task: 512 kB of fp16, so that a few hundred tasks share out evenly.
-const CHUNK: usize = 1 << 18;
+/// Elements converted by one task: 2 MB of fp16, so that a few hundred tasks share out evenly.
+const CHUNK: usize = 1 << 20;
 
 /// A field of the weights, the tensor that fills it, and no copy in between.
 type Field<'w> = (String, &'w mut [f16]);
@@ -48,6 +48,9 @@ pub(crate) fn vision_weights(
     };
     // All tasks run, also after one has failed: the error reported is the first in order, whoever was faster.
     let done: Vec<Result<(usize, ValueStats)>> = tasks.into_par_iter().map(convert).collect();
+
+    // Again as wholes: a page fault maps pages around it, also such as were given back a moment before.
+    filled.iter().for_each(|tensor| tensor.release(0..tensor.elements()));
 
     let mut totals = vec![ValueStats::default(); filled.len()];
     for outcome in done {

@@ -39,6 +39,9 @@ mod pickle;
 mod report;
 mod safetensors;
 mod shard;
+#[cfg(test)]
+#[path = "../../tests/checkpoint_support/mod.rs"]
+mod support;
 mod tensor;
 mod torch_zip;
 pub mod weights;
@@ -287,7 +290,7 @@ fn refuse_quantised<'a>(mut names: impl Iterator<Item = &'a str>, path: &Path) -
     match names.find_map(|name| Some((name, names::quantised_by(name)?))) {
         None => Ok(()),
         Some((name, method)) => {
-            let name = pickle::printable(name);
+            let name = printable(name);
             let problem = format!("the checkpoint is quantised: tensor `{name}` is one of {method}");
             Err(Error::checkpoint(path, problem, QUANTISED_REMEDY))
         }
@@ -309,4 +312,14 @@ fn check_expansion(dir: &Path, tensors: &BTreeMap<String, Tensor>, shards: &[Sha
         return Err(Error::checkpoint(dir, problem, "Save the checkpoint with contiguous tensors"));
     }
     Ok(())
+}
+
+/// A name from a file as a message may show it: short, and with control characters escaped.
+fn printable(name: &str) -> String {
+    const LIMIT: usize = 120;
+    let mut shown: String = name.chars().take(LIMIT).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LIMIT).is_some() {
+        shown.push('…');
+    }
+    shown
 }

@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use super::index::ConfigFile;
-use super::pickle::printable;
+use super::printable;
 use crate::config::{HEAD_SIZE, ModelConfig, ModelSizes};
 use crate::error::{Error, Result};
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::dtype::{Format, StoredType};
-use super::pickle::printable;
+use super::printable;
 use super::shard::{Entry, Place};
 use super::tensor::element_count;
 

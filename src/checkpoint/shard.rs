@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::dtype::{Format, StoredType};
 use super::mapped::MappedFile;
-use super::pickle::{self, Problem, printable};
+use super::pickle::{self, Problem};
+use super::printable;
 use super::safetensors;
 use super::tensor::{Layout, Tensor};
 use super::torch_zip::Archive;

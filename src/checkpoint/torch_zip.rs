@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::pickle::printable;
+use super::printable;
 
 /// An entry of the archive, stored as it is.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,9 @@
 //!   gelu(x)       = x · Φ(x),  Φ the normal distribution: ½ (1 + erf(x / √2)), no tanh
 //! ```
 //!
-//! Errors against f64, over all finite fp16 inputs: [`exp2`] 1.5e-7 relative, [`quick_gelu`] 4e-7 and [`gelu`]
-//! 4e-7 relative as f32; as fp16 both within 1 ulp of the rounded f64 value (tested).
+//! Errors against f64 over all finite fp16 inputs (tested): as fp16, 0.501 ulp, of which the last rounding alone
+//! is 0.5; as f32, 3.6e-6 relative down to 1e-30, far in the tails where the argument of the exponential is
+//! large, and 5e-7 for |x| < 1.
 
 use super::simd::Simd;
 
@@ -16,20 +17,20 @@ pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// 2^x for x in [-126, 126]; beyond, 2^±126. NaN stays NaN.
 ///
 /// # Numerics
-/// 2^x = 2^n · 2^r, n = round(x), |r| ≤ ½; 2^r by a minimax polynomial of degree 5, relative error 7.5e-8,
-/// with rounding 1.5e-7.
+/// 2^x = 2^n · 2^r, n = round(x), |r| ≤ ½; 2^r by a minimax polynomial of degree 6, relative error 1.9e-9,
+/// with rounding 1.0e-7; 2^0 is 1.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
     // NaN is the second operand of both, and so survives.
     let x = s.min(s.splat(126.0), s.max(s.splat(-126.0), x));
     let n = s.round(x);
     let r = s.sub(x, n);
-    let p = s.splat(1.327_648e-3);
-    let p = s.mul_add(p, r, s.splat(9.675_542e-3));
-    let p = s.mul_add(p, r, s.splat(5.550_713_3e-2));
-    let p = s.mul_add(p, r, s.splat(2.402_212e-1));
-    let p = s.mul_add(p, r, s.splat(6.931_469_7e-1));
-    let p = s.mul_add(p, r, s.splat(1.000_000_1));
+    const C: [f32; 7] =
+        [1.0, 6.931_472e-1, 2.402_264_69e-1, 5.550_328_8e-2, 9.618_489e-3, 1.339_993_1e-3, 1.534_580_4e-4];
+    let mut p = s.splat(C[6]);
+    for &c in C[..6].iter().rev() {
+        p = s.mul_add(p, r, s.splat(c));
+    }
     s.mul_pow2(p, n)
 }
 

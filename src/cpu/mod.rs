@@ -31,6 +31,8 @@ mod linear;
 mod patches;
 mod scratch;
 mod simd;
+#[cfg(test)]
+mod testkit;
 mod tile;
 mod tower;
 

@@ -1,9 +1,51 @@
 //! Images: from bytes of a file to RGB8 ([`decode`]), from any size to the tower's ([`resize`]).
+//!
+//! ```text
+//! path ─┐                ┌ jpeg  png  webp ┐            alpha: drop | over a colour
+//! bytes ┼─▶ limits, magic ┤                 ├─▶ Raster ─▶ EXIF orientation ─▶ RGB8 ─▶ resize ─▶ RGB8 [side, side, 3]
+//! RGB8 ─┘                └ gif   bmp   tiff ┘
+//! ```
+//!
+//! The yardstick is Pillow, because the model was trained on what `Image.open(path).convert("RGB")` and
+//! `resize(…, BICUBIC)` give: the pixels of every lossless format and of JPEG (feature `jpeg-exact`) equal Pillow
+//! 13's byte for byte, and so does the resize. Where they must not (a file whose data end early, an orientation, a
+//! transparent background), the difference is an error or a [`Warning`](crate::Warning), never a silent pixel.
+//!
+//! | stored as | becomes RGB8 by |
+//! |---|---|
+//! | grey 1, 2, 4 bits | × 255, 85, 17 |
+//! | grey 12, 16, 32 bits, float (no alpha) | **clipped** to 0…255, not scaled: Pillow's rule, and why a 16-bit scan is white |
+//! | grey with alpha, RGB, RGBA, CMYK at 16 bits | the high byte of each sample |
+//! | palette | its colour; black beyond the palette's end |
+//! | CMYK | `(255-k) - (255-k)*c/255` rounded; in JPEG the samples are taken as inverted, whoever wrote them |
+//! | alpha | dropped ([`Alpha::Drop`]): the colour under it shows; or composed over a colour |
+//! | premultiplied alpha (TIFF) | divided out first, `min(255, 255*c/a)` |
+//! | animation, pages | the first frame on its canvas; the first page |
+//! | ICC profile, gamma | ignored |
+
+use std::io::Write;
 
 use crate::error::ImageProblem;
 
+mod bmp;
 pub mod decode;
+mod exif;
+mod gif;
+mod jpeg;
+mod options;
+mod pixels;
+mod png;
+mod prepare;
+mod raster;
 pub mod resize;
+mod source;
+mod tiff;
+mod webp;
+
+pub use jpeg::EXACT as JPEG_EXACT;
+pub use options::{Alpha, DecodeOptions, Exif, Limits};
+pub use prepare::{Prepared, prepare, prepare_all};
+pub use source::{ImageSource, read_limited};
 
 /// Which release of Pillow the BICUBIC resize equals, byte for byte.
 ///
@@ -86,5 +128,18 @@ impl RgbImage {
     pub fn view(&self) -> RgbView<'_> {
         RgbView::new(&self.data, self.width, self.height, 3 * self.width as usize)
             .expect("an RgbImage holds width * height * 3 bytes")
+    }
+    /// Writes the pixels as an 8-bit RGB PNG file.
+    ///
+    /// # Errors
+    /// What `out` answered.
+    pub fn write_png(&self, out: impl Write) -> std::io::Result<()> {
+        use ::image::ImageEncoder as _;
+        ::image::codecs::png::PngEncoder::new(out)
+            .write_image(&self.data, self.width, self.height, ::image::ExtendedColorType::Rgb8)
+            .map_err(|error| match error {
+                ::image::ImageError::IoError(error) => error,
+                other => std::io::Error::other(other),
+            })
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{DType, Preset};
+use super::{DType, Preset, names};
 
 /// The sizes of a model, letters as in this crate's documentation.
 #[derive(Clone, Debug)]
@@ -138,7 +138,7 @@ impl Sizes {
             "rope_scaling": { "factor": 1.0, "type": "dynamic" },
             "rope_theta": 1_000_000,
             "tie_word_embeddings": false,
-            "torch_dtype": dtype.torch_name(),
+            "torch_dtype": names(dtype).torch,
             "transformers_version": "4.33.1",
             "use_cache": false,
             "vocab_size": self.vocab,

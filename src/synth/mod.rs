@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+pub use crate::checkpoint::{DType, Format};
 use crate::error::{Error, Result};
 use crate::output::{AtomicFile, safetensors, write_error};
 use crate::tokenizer;
@@ -39,34 +40,8 @@ pub enum Preset {
     Vl7bVision,
 }
 
-/// How the weights are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Format {
-    /// `pytorch_model.bin`, zip and pickle, as the published checkpoint is.
-    #[default]
-    Bin,
-    /// `model.safetensors`.
-    Safetensors,
-}
-
-/// The dtype of the stored weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum DType {
-    /// bfloat16, as the published checkpoint is.
-    #[default]
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// IEEE single precision.
-    F32,
-}
-
 /// How to make a checkpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SynthOptions {
     /// Where the noise starts: the same seed makes the same values.
     pub seed: u64,
@@ -76,6 +51,13 @@ pub struct SynthOptions {
     pub dtype: DType,
     /// A `tokenizer.model` to copy; `None` makes a small one.
     pub tokenizer: Option<PathBuf>,
+}
+
+impl Default for SynthOptions {
+    /// Seed 0, stored as the published checkpoint is: `.bin`, bf16; a tokenizer of our own.
+    fn default() -> Self {
+        Self { seed: 0, format: Format::Bin, dtype: DType::Bf16, tokenizer: None }
+    }
 }
 
 /// What [`write`] made.
@@ -105,8 +87,8 @@ struct Record {
     imagehere: String,
     preset: Preset,
     seed: u64,
-    format: Format,
-    dtype: DType,
+    format: String,
+    dtype: String,
     own_tokenizer: bool,
     files: Vec<String>,
 }
@@ -167,7 +149,9 @@ pub fn is_there(preset: Preset, options: &SynthOptions, dir: impl AsRef<Path>) -
     read_record(dir).is_some_and(|record| {
         record.imagehere == crate::VERSION
             && record.preset == preset
-            && (record.seed, record.format, record.dtype) == (options.seed, options.format, options.dtype)
+            && record.seed == options.seed
+            && record.format == format!("{:?}", options.format)
+            && record.dtype == options.dtype.name()
             && record.own_tokenizer
             && options.tokenizer.is_none()
             && record.files.iter().all(|name| dir.join(name).is_file())
@@ -277,7 +261,7 @@ fn fill(
             .zip(&shards)
             .flat_map(|(name, tensors)| tensors.iter().map(move |t| (t.name.as_str(), name.as_str())))
             .collect();
-        let total = parameters * options.dtype.bytes();
+        let total = parameters * options.dtype.size();
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
         files.add_json(index_name(options.format), &index)?;
     }
@@ -288,8 +272,8 @@ fn fill(
         imagehere: crate::VERSION.to_owned(),
         preset,
         seed: options.seed,
-        format: options.format,
-        dtype: options.dtype,
+        format: format!("{:?}", options.format),
+        dtype: options.dtype.name().to_owned(),
         own_tokenizer: options.tokenizer.is_none(),
         files: listed,
     };
@@ -348,9 +332,9 @@ fn write_safetensors(
 ) -> io::Result<()> {
     let entry = |tensor: &Tensor| safetensors::Entry {
         name: tensor.name.clone(),
-        dtype: dtype.safetensors_name(),
+        dtype: names(dtype).safetensors,
         shape: tensor.shape.clone(),
-        width: dtype.bytes(),
+        width: dtype.size(),
     };
     let entries: Vec<_> = tensors.iter().map(entry).collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -377,31 +361,20 @@ fn index_name(format: Format) -> &'static str {
     }
 }
 
-impl DType {
-    /// Returns the size of an element, in bytes.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
+/// What the formats call a dtype: a safetensors header, `config.json`'s `torch_dtype`, a torch storage.
+struct Names {
+    safetensors: &'static str,
+    torch: &'static str,
+    storage: &'static str,
+}
 
-    fn safetensors_name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "BF16",
-            Self::F16 => "F16",
-            Self::F32 => "F32",
-        }
-    }
-
-    /// The name in `config.json`'s `torch_dtype`.
-    fn torch_name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bfloat16",
-            Self::F16 => "float16",
-            Self::F32 => "float32",
-        }
-    }
+fn names(dtype: DType) -> Names {
+    let (safetensors, torch, storage) = match dtype {
+        DType::Bf16 => ("BF16", "bfloat16", "BFloat16Storage"),
+        DType::F16 => ("F16", "float16", "HalfStorage"),
+        DType::F32 => ("F32", "float32", "FloatStorage"),
+    };
+    Names { safetensors, torch, storage }
 }
 
 impl fmt::Display for Preset {

@@ -29,8 +29,8 @@ pub(super) fn stream(
     let key = key(seed, &tensor.name);
     let total = tensor.elements();
     let make = |start: usize, block: &mut Vec<u8>| {
-        block.resize(BLOCK.min(total - start) * dtype.bytes(), 0);
-        block.par_chunks_mut(PIECE * dtype.bytes()).enumerate().for_each(|(i, piece)| {
+        block.resize(BLOCK.min(total - start) * dtype.size(), 0);
+        block.par_chunks_mut(PIECE * dtype.size()).enumerate().for_each(|(i, piece)| {
             fill(key, start + i * PIECE, tensor.mean, tensor.std, dtype, piece);
         });
     };
@@ -48,7 +48,7 @@ pub(super) fn stream(
             written
         });
         made?;
-        progress(ready.len() / dtype.bytes());
+        progress(ready.len() / dtype.size());
         std::mem::swap(&mut ready, &mut next);
     }
     Ok(())
@@ -118,7 +118,7 @@ mod tests {
     fn bytes(seed: u64, tensor: &Tensor, dtype: DType) -> Vec<u8> {
         let mut out = Vec::new();
         stream(seed, tensor, dtype, &mut out, &mut |_| ()).unwrap();
-        assert_eq!(out.len(), tensor.elements() * dtype.bytes());
+        assert_eq!(out.len(), tensor.elements() * dtype.size());
         out
     }
 

@@ -15,8 +15,8 @@ use std::io::{self, Seek, SeekFrom, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::DType;
 use super::layout::Tensor;
+use super::{DType, names};
 use crate::output::AtomicFile;
 
 /// Where torch begins the bytes of a storage, so that they can be mapped and read as any dtype.
@@ -47,7 +47,7 @@ pub(super) fn write(
     entry("data.pkl".into(), 0, &mut |out| out.write_all(&pickle(tensors, dtype)))?;
     entry("byteorder".into(), 0, &mut |out| out.write_all(b"little"))?;
     for (i, tensor) in tensors.iter().enumerate() {
-        let bytes = tensor.elements() * dtype.bytes();
+        let bytes = tensor.elements() * dtype.size();
         entry(format!("data/{i}"), bytes, &mut |out| fill(out, tensor))?;
     }
     entry("version".into(), 0, &mut |out| out.write_all(b"3\n"))?;
@@ -104,7 +104,7 @@ fn pickle(tensors: &[Tensor], dtype: DType) -> Vec<u8> {
         p.global("torch._utils", "_rebuild_tensor_v2");
         p.op(b"(("); // its arguments; first, the name of a storage:
         p.text("storage");
-        p.global("torch", dtype.storage_name());
+        p.global("torch", names(dtype).storage);
         p.text(&i.to_string());
         p.text("cpu");
         p.integer(tensor.elements());
@@ -215,16 +215,6 @@ impl Pickle {
             3 => b"\x87",
             _ => b"t",
         });
-    }
-}
-
-impl DType {
-    fn storage_name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "BFloat16Storage",
-            Self::F16 => "HalfStorage",
-            Self::F32 => "FloatStorage",
-        }
     }
 }
 

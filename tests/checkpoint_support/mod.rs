@@ -215,6 +215,33 @@ pub fn write_index<'a>(path: &Path, files: impl Iterator<Item = (&'a str, &'a st
     std::fs::write(path, index.to_string()).unwrap();
 }
 
+/// Splits a model into a shard with the LLM, and two with the needed tensors.
+pub fn write_shards(dir: &Path, model: &[Named], format: &str, with_llm: bool) {
+    let (extension, index) = match format {
+        "safetensors" => ("safetensors", "model.safetensors.index.json"),
+        _ => ("bin", "pytorch_model.bin.index.json"),
+    };
+    let llm = [
+        Named::zeros("model.layers.0.attention.wqkv.weight", Dt::Bf16, &[4, 4]),
+        Named::zeros("model.layers.0.attention.wqkv.Plora_A.weight", Dt::Bf16, &[2, 4]),
+    ];
+    let names: Vec<String> = (1..=3).map(|i| format!("shard-{i}-of-3.{extension}")).collect();
+    let (first, second) = model.split_at(model.len() / 2);
+    for (name, part) in names.iter().zip([first, &llm[..], second]) {
+        if part[0].name.starts_with("model.layers") && !with_llm {
+            continue;
+        }
+        let bytes = if format == "safetensors" { safetensors_bytes(part) } else { torch_bytes(part) };
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+    let lines = [first, &llm[..], second]
+        .into_iter()
+        .zip(&names)
+        .flat_map(|(part, name)| part.iter().map(move |tensor| (tensor.name.as_str(), name.as_str())));
+    write_index(&dir.join(index), lines);
+    write_config(dir, &config_json(SMALL));
+}
+
 // ---- safetensors -------------------------------------------------------------------------------------
 
 /// A header line: name, dtype, shape, begin, end.

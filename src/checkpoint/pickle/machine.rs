@@ -1,31 +1,58 @@
-//! The restricted pickle interpreter: as much of the pickle machine as a `state_dict` of tensors needs.
-//!
-//! A pickle is a program, and Python's reader runs it: `c os\nsystem` followed by `R` is a shell. This
-//! reader executes nothing. It keeps a stack of plain values, knows the handful of globals in [`GLOBALS`],
-//! whose "calls" do no more than note an offset, a shape and strides, and refuses everything else by name,
-//! at the moment it is named.
-//!
-//! ```text
-//! OrderedDict ── "vision_proj.0.weight" ─▶ _rebuild_tensor_v2( storage "7", offset, (4096, 1024), (1024, 1) )
-//!             ── "vision_proj.0.bias"   ─▶ _rebuild_tensor_v2( storage "8", offset, (4096,), (1,) )
-//! ```
-//!
-//! It is bounded against programs that are small and make much of it. Values live in an arena and refer to
-//! each other by index, so a tuple that holds itself a billion times over costs one entry per opcode, no
-//! value is ever copied, expanded or walked recursively, and time and memory are linear in the pickle's
-//! bytes, with the caps below on top. Nothing is allocated by a size that the pickle declares.
-//!
-//! # Source
-//! The opcodes: CPython's `pickletools.py`. The shape of a `state_dict`: `torch/serialization.py` and
-//! `torch/_utils.py`.
+//! The machine: opcodes, stack, memo, arenas.
 
 use std::collections::HashMap;
-use std::fmt;
 
-use super::dtype::StoredType;
+use super::{MAX_PICKLE, Outcome, PickleError, PickledTensor, Problem, StateDict};
+use crate::checkpoint::dtype::StoredType;
+use crate::checkpoint::printable;
 
-/// Longest pickle read, in bytes; that of the 7B checkpoint's larger shard has about 100 kB.
-pub(crate) const MAX_PICKLE: u64 = 32 << 20;
+/// The opcodes that tensors need, by the names of `pickletools`.
+mod op {
+    // Protocol, framing, end.
+    pub const PROTO: u8 = 0x80;
+    pub const FRAME: u8 = 0x95;
+    pub const STOP: u8 = b'.';
+    // Plain values.
+    pub const NONE: u8 = b'N';
+    pub const NEWTRUE: u8 = 0x88;
+    pub const NEWFALSE: u8 = 0x89;
+    pub const BININT: u8 = b'J';
+    pub const BININT1: u8 = b'K';
+    pub const BININT2: u8 = b'M';
+    pub const LONG1: u8 = 0x8a;
+    pub const BINFLOAT: u8 = b'G';
+    pub const BINUNICODE: u8 = b'X';
+    pub const SHORT_BINUNICODE: u8 = 0x8c;
+    pub const BINUNICODE8: u8 = 0x8d;
+    // Containers.
+    pub const EMPTY_TUPLE: u8 = b')';
+    pub const TUPLE: u8 = b't';
+    pub const TUPLE1: u8 = 0x85;
+    pub const TUPLE2: u8 = 0x86;
+    pub const TUPLE3: u8 = 0x87;
+    pub const EMPTY_LIST: u8 = b']';
+    pub const APPEND: u8 = b'a';
+    pub const APPENDS: u8 = b'e';
+    pub const EMPTY_DICT: u8 = b'}';
+    pub const SETITEM: u8 = b's';
+    pub const SETITEMS: u8 = b'u';
+    // Stack and memo.
+    pub const MARK: u8 = b'(';
+    pub const POP: u8 = b'0';
+    pub const POP_MARK: u8 = b'1';
+    pub const BINPUT: u8 = b'q';
+    pub const LONG_BINPUT: u8 = b'r';
+    pub const MEMOIZE: u8 = 0x94;
+    pub const BINGET: u8 = b'h';
+    pub const LONG_BINGET: u8 = b'j';
+    // Globals, and what is done with them.
+    pub const GLOBAL: u8 = b'c';
+    pub const STACK_GLOBAL: u8 = 0x93;
+    pub const BINPERSID: u8 = b'Q';
+    pub const REDUCE: u8 = b'R';
+    pub const BUILD: u8 = b'b';
+}
+
 /// Most values on the stack and in the memo; a model has thousands.
 const MAX_VALUES: usize = 1 << 20;
 /// Most values in all tuples and dictionaries together.
@@ -34,63 +61,6 @@ const MAX_ITEMS: usize = 1 << 22;
 const MAX_OBJECTS: usize = 1 << 17;
 /// Deepest nesting of open marks.
 const MAX_MARKS: usize = 1 << 12;
-
-/// A tensor as the pickle describes it; nothing about it is checked against the archive yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PickledTensor<'p> {
-    /// Name of the storage's entry in the archive, below `data/`.
-    pub storage: &'p str,
-    /// Length that the pickle declares for the storage, in bytes.
-    pub storage_len: u64,
-    pub dtype: StoredType,
-    /// Of the first element in the storage, in elements.
-    pub offset: usize,
-    pub shape: Vec<usize>,
-    /// In elements, one per dimension.
-    pub strides: Vec<usize>,
-}
-
-/// What a `state_dict` holds.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct StateDict<'p> {
-    /// In the order of the pickle; a name set twice has its last tensor, as in Python.
-    pub tensors: Vec<(&'p str, PickledTensor<'p>)>,
-    /// Keys whose values are dictionaries: where a training checkpoint hides its tensors.
-    pub nested: Vec<&'p str>,
-}
-
-/// Why a pickle was refused.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct PickleError {
-    /// Offset in the pickle, in bytes.
-    pub at: usize,
-    pub problem: Problem,
-}
-
-/// The kinds of refusal, as far as the advice differs.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Problem {
-    /// A global that tensors do not need.
-    Global(String),
-    /// A tensor of PyTorch's own quantisation.
-    Quantised(String),
-    /// Anything else: damage, or an opcode that tensors do not need.
-    Malformed(String),
-}
-
-impl fmt::Display for PickleError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.problem {
-            Problem::Global(name) => write!(f, "the pickle asks for `{name}` (at byte {})", self.at),
-            Problem::Quantised(name) => {
-                write!(f, "the pickle holds quantised tensors (`{name}` at byte {})", self.at)
-            }
-            Problem::Malformed(problem) => write!(f, "broken pickle: {problem} (at byte {})", self.at),
-        }
-    }
-}
-
-type Outcome<T> = std::result::Result<T, PickleError>;
 
 /// What a known global stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +89,8 @@ const GLOBALS: [(&str, &str, Global); 5] = [
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Value<'p> {
     None,
-    Bool(bool),
+    /// A bool: never looked at.
+    Bool,
     Int(i64),
     /// A float: never looked at.
     Float,
@@ -136,7 +107,7 @@ impl Value<'_> {
     fn kind(self) -> &'static str {
         match self {
             Self::None => "None",
-            Self::Bool(_) => "a bool",
+            Self::Bool => "a bool",
             Self::Int(_) => "an int",
             Self::Float => "a float",
             Self::Str(_) => "a string",
@@ -160,7 +131,7 @@ struct Storage<'p> {
 }
 
 /// The machine: stack, memo and arenas.
-struct Machine<'p> {
+pub(super) struct Machine<'p> {
     bytes: &'p [u8],
     at: usize,
     /// Where the running opcode begins: what an error points to.
@@ -176,33 +147,23 @@ struct Machine<'p> {
     tensors: Vec<PickledTensor<'p>>,
 }
 
-/// Reads the `state_dict` that a pickle describes, executing nothing.
-///
-/// # Errors
-/// [`PickleError`] where the pickle ends early, asks for something that tensors do not need, or describes
-/// no dictionary.
-pub(crate) fn read_state_dict(bytes: &[u8]) -> Outcome<StateDict<'_>> {
-    let mut machine = Machine {
-        bytes,
-        at: 0,
-        opcode_at: 0,
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
-        tuples: Vec::new(),
-        dicts: Vec::new(),
-        items: 0,
-        storages: Vec::new(),
-        tensors: Vec::new(),
-    };
-    if bytes.len() as u64 > MAX_PICKLE {
-        return Err(machine.malformed(format!("{} bytes, more than {MAX_PICKLE}", bytes.len())));
-    }
-    let top = machine.run()?;
-    machine.state_dict(top)
-}
-
 impl<'p> Machine<'p> {
+    pub fn new(bytes: &'p [u8]) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            opcode_at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            tuples: Vec::new(),
+            dicts: Vec::new(),
+            items: 0,
+            storages: Vec::new(),
+            tensors: Vec::new(),
+        }
+    }
+
     fn fail(&self, problem: Problem) -> PickleError {
         PickleError { at: self.opcode_at, problem }
     }
@@ -224,13 +185,17 @@ impl<'p> Machine<'p> {
         }
     }
 
-    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
-        Ok(self.take(N as u64)?.try_into().expect("take returns what it was asked for"))
+    /// An unsigned little-endian number of `N` bytes, at most 8.
+    fn number<const N: usize>(&mut self) -> Outcome<u64> {
+        Ok(self.take(N as u64)?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
     }
 
-    fn text(&mut self, n: u64) -> Outcome<Value<'p>> {
-        let bytes = self.take(n)?;
-        std::str::from_utf8(bytes).map(Value::Str).map_err(|_| self.malformed("a string is not UTF-8"))
+    /// Pushes a string of `n` bytes.
+    fn text(&mut self, n: u64) -> Outcome<()> {
+        match std::str::from_utf8(self.take(n)?) {
+            Ok(text) => self.push(Value::Str(text)),
+            Err(_) => Err(self.malformed("a string is not UTF-8")),
+        }
     }
 
     /// A line of a `GLOBAL`, without its newline.
@@ -263,6 +228,14 @@ impl<'p> Machine<'p> {
 
     fn top(&self) -> Outcome<Value<'p>> {
         self.stack.last().copied().ok_or_else(|| self.malformed("it looks at an empty stack"))
+    }
+
+    fn mark(&mut self) -> Outcome<()> {
+        if self.marks.len() >= MAX_MARKS {
+            return Err(self.malformed(format!("more than {MAX_MARKS} open marks")));
+        }
+        self.marks.push(self.stack.len());
+        Ok(())
     }
 
     /// Pops everything above the last mark, and the mark.
@@ -329,159 +302,95 @@ impl<'p> Machine<'p> {
 
     // ---- the program ---------------------------------------------------------------------------------
 
-    /// Runs opcode after opcode up to `STOP`, and returns what is left on the stack.
+    /// Runs opcode after opcode up to `STOP`, and returns what is then on top of the stack.
     fn run(&mut self) -> Outcome<Value<'p>> {
         loop {
             self.opcode_at = self.at;
-            let [opcode] = self.array::<1>()?;
-            match opcode {
-                // Protocol and framing.
-                0x80 => {
-                    let [protocol] = self.array::<1>()?; // PROTO
-                    if protocol > 5 {
-                        return Err(self.malformed(format!("protocol {protocol}, and 5 is the last known")));
-                    }
-                }
-                0x95 => self.array::<8>().map(drop)?, // FRAME: a hint to Python's reader
-                b'.' => return self.pop(),            // STOP
+            match self.number::<1>()? as u8 {
+                op::PROTO => match self.number::<1>()? {
+                    0..=5 => {}
+                    n => return Err(self.malformed(format!("protocol {n}, and 5 is the last known"))),
+                },
+                op::FRAME => self.take(8).map(drop)?, // a hint to Python's reader
+                op::STOP => return self.pop(),
 
-                // Plain values.
-                b'N' => self.push(Value::None)?,
-                0x88 => self.push(Value::Bool(true))?,
-                0x89 => self.push(Value::Bool(false))?,
-                b'K' => {
-                    let [value] = self.array()?; // BININT1
-                    self.push(Value::Int(i64::from(u8::from_le_bytes([value]))))?;
-                }
-                b'M' => {
-                    let value = u16::from_le_bytes(self.array()?); // BININT2
-                    self.push(Value::Int(i64::from(value)))?;
-                }
-                b'J' => {
-                    let value = i32::from_le_bytes(self.array()?); // BININT
-                    self.push(Value::Int(i64::from(value)))?;
-                }
-                0x8a => self.long1()?, // LONG1
-                b'G' => {
-                    self.array::<8>()?; // BINFLOAT
-                    self.push(Value::Float)?;
-                }
-                0x8c => {
-                    let [n] = self.array()?; // SHORT_BINUNICODE
-                    let text = self.text(u64::from(u8::from_le_bytes([n])))?;
-                    self.push(text)?;
-                }
-                b'X' => {
-                    let n = u32::from_le_bytes(self.array()?); // BINUNICODE
-                    let text = self.text(u64::from(n))?;
-                    self.push(text)?;
-                }
-                0x8d => {
-                    let n = u64::from_le_bytes(self.array()?); // BINUNICODE8
-                    let text = self.text(n)?;
-                    self.push(text)?;
-                }
+                op::NONE => self.push(Value::None)?,
+                op::NEWTRUE => self.push(Value::Bool)?,
+                op::NEWFALSE => self.push(Value::Bool)?,
+                op::BININT => self.integer(4)?,
+                op::BININT1 => self.number::<1>().and_then(|n| self.push(Value::Int(n as i64)))?,
+                op::BININT2 => self.number::<2>().and_then(|n| self.push(Value::Int(n as i64)))?,
+                op::LONG1 => self.number::<1>().and_then(|n| self.integer(n))?,
+                op::BINFLOAT => self.take(8).and_then(|_| self.push(Value::Float))?,
+                op::SHORT_BINUNICODE => self.number::<1>().and_then(|n| self.text(n))?,
+                op::BINUNICODE => self.number::<4>().and_then(|n| self.text(n))?,
+                op::BINUNICODE8 => self.number::<8>().and_then(|n| self.text(n))?,
 
-                // Containers.
-                b')' => self.tuple(Vec::new())?, // EMPTY_TUPLE
-                0x85 => self.tuple_of(1)?,
-                0x86 => self.tuple_of(2)?,
-                0x87 => self.tuple_of(3)?,
-                b't' => {
-                    let items = self.pop_to_mark()?; // TUPLE
-                    self.tuple(items)?;
+                op::EMPTY_TUPLE => self.tuple(Vec::new())?,
+                op::TUPLE => self.pop_to_mark().and_then(|items| self.tuple(items))?,
+                op::TUPLE1 => self.tuple_of(1)?,
+                op::TUPLE2 => self.tuple_of(2)?,
+                op::TUPLE3 => self.tuple_of(3)?,
+                op::EMPTY_LIST => self.push(Value::List)?,
+                op::APPEND => self.pop().and_then(|_| self.expect_list())?,
+                op::APPENDS => self.pop_to_mark().and_then(|_| self.expect_list())?,
+                op::EMPTY_DICT => self.dict()?,
+                op::SETITEM => {
+                    let (value, key) = (self.pop()?, self.pop()?);
+                    self.set(&[key, value])?;
                 }
-                b'}' => self.dict()?,            // EMPTY_DICT
-                b']' => self.push(Value::List)?, // EMPTY_LIST
-                b's' => self.set_item()?,        // SETITEM
-                b'u' => self.set_items()?,       // SETITEMS
-                b'a' => {
-                    self.pop()?; // APPEND: what a list holds is never needed
-                    self.expect_list()?;
-                }
-                b'e' => {
-                    self.pop_to_mark()?; // APPENDS
-                    self.expect_list()?;
-                }
+                op::SETITEMS => self.pop_to_mark().and_then(|items| self.set(&items))?,
 
-                // Stack and memo.
-                b'(' => {
-                    if self.marks.len() >= MAX_MARKS {
-                        return Err(self.malformed(format!("more than {MAX_MARKS} open marks")));
-                    }
-                    self.marks.push(self.stack.len()); // MARK
-                }
-                b'0' => self.pop().map(drop)?,         // POP
-                b'1' => self.pop_to_mark().map(drop)?, // POP_MARK
-                b'q' => {
-                    let [slot] = self.array()?; // BINPUT
-                    self.memoise(u64::from(u8::from_le_bytes([slot])))?;
-                }
-                b'r' => {
-                    let slot = u32::from_le_bytes(self.array()?); // LONG_BINPUT
-                    self.memoise(u64::from(slot))?;
-                }
-                0x94 => self.memoise(self.memo.len() as u64)?, // MEMOIZE
-                b'h' => {
-                    let [slot] = self.array()?; // BINGET
-                    self.recall(u64::from(u8::from_le_bytes([slot])))?;
-                }
-                b'j' => {
-                    let slot = u32::from_le_bytes(self.array()?); // LONG_BINGET
-                    self.recall(u64::from(slot))?;
-                }
+                op::MARK => self.mark()?,
+                op::POP => self.pop().map(drop)?,
+                op::POP_MARK => self.pop_to_mark().map(drop)?,
+                op::BINPUT => self.number::<1>().and_then(|slot| self.memoise(slot))?,
+                op::LONG_BINPUT => self.number::<4>().and_then(|slot| self.memoise(slot))?,
+                op::MEMOIZE => self.memoise(self.memo.len() as u64)?,
+                op::BINGET => self.number::<1>().and_then(|slot| self.recall(slot))?,
+                op::LONG_BINGET => self.number::<4>().and_then(|slot| self.recall(slot))?,
 
-                // Globals, and the calls that only note what a tensor is.
-                b'c' => {
-                    let (module, name) = (self.line()?, self.line()?); // GLOBAL
+                op::GLOBAL => {
+                    let (module, name) = (self.line()?, self.line()?);
                     self.global(module, name)?;
                 }
-                0x93 => {
-                    let (name, module) = (self.pop()?, self.pop()?); // STACK_GLOBAL
+                op::STACK_GLOBAL => {
+                    let (name, module) = (self.pop()?, self.pop()?);
                     let (Value::Str(module), Value::Str(name)) = (module, name) else {
                         return Err(self.malformed("the name of a global is no string"));
                     };
                     self.global(module, name)?;
                 }
-                b'Q' => self.persistent_id()?, // BINPERSID
-                b'R' => self.reduce()?,        // REDUCE
-                b'b' => self.build()?,         // BUILD
+                op::BINPERSID => self.persistent_id()?,
+                op::REDUCE => self.reduce()?,
+                op::BUILD => self.build()?,
 
-                _ => {
-                    return Err(self.malformed(format!("opcode 0x{opcode:02x}, which tensors do not need")));
+                other => {
+                    return Err(self.malformed(format!("opcode 0x{other:02x}, which tensors do not need")));
                 }
             }
         }
     }
 
-    /// `LONG1`: a little-endian two's complement integer of up to 255 bytes; sizes fit in 8.
-    fn long1(&mut self) -> Outcome<()> {
-        let [n] = self.array::<1>()?;
-        let digits = self.take(u64::from(n))?;
-        if digits.len() > 8 {
+    /// Pushes a little-endian two's complement integer of `n` bytes. `LONG1` could have 255; sizes fit in 8.
+    fn integer(&mut self, n: u64) -> Outcome<()> {
+        if n > 8 {
             return Err(self.malformed(format!("an integer of {n} bytes")));
         }
+        let digits = self.take(n)?;
         let sign = if digits.last().is_some_and(|&byte| byte & 0x80 != 0) { 0xff } else { 0 };
         let mut wide = [sign; 8];
         wide[..digits.len()].copy_from_slice(digits);
         self.push(Value::Int(i64::from_le_bytes(wide)))
     }
 
+    // ---- what the opcodes do -------------------------------------------------------------------------
+
     fn expect_list(&mut self) -> Outcome<()> {
         match self.top()? {
             Value::List => Ok(()),
             other => Err(self.malformed(format!("it appends to {}", other.kind()))),
         }
-    }
-
-    fn set_item(&mut self) -> Outcome<()> {
-        let (value, key) = (self.pop()?, self.pop()?);
-        self.set(&[key, value])
-    }
-
-    fn set_items(&mut self) -> Outcome<()> {
-        let items = self.pop_to_mark()?;
-        self.set(&items)
     }
 
     fn set(&mut self, items: &[Value<'p>]) -> Outcome<()> {
@@ -610,9 +519,13 @@ impl<'p> Machine<'p> {
         }
     }
 
-    fn state_dict(mut self, top: Value<'p>) -> Outcome<StateDict<'p>> {
-        let Value::Dict(top) = top else {
-            return Err(self.malformed(format!("it holds {}, not a dictionary of tensors", top.kind())));
+    /// Runs the program, and takes out what the dictionary holds that it leaves behind.
+    pub fn state_dict(mut self) -> Outcome<StateDict<'p>> {
+        if self.bytes.len() as u64 > MAX_PICKLE {
+            return Err(self.malformed(format!("{} bytes, more than {MAX_PICKLE}", self.bytes.len())));
+        }
+        let Value::Dict(top) = self.run()? else {
+            return Err(self.malformed("it holds no dictionary of tensors"));
         };
         let items = std::mem::take(&mut self.dicts[top]);
         let mut found = StateDict::default();
@@ -636,14 +549,4 @@ impl<'p> Machine<'p> {
         }
         Ok(found)
     }
-}
-
-/// A name from a file as a message may show it: short, and with control characters escaped.
-pub(crate) fn printable(name: &str) -> String {
-    const LIMIT: usize = 120;
-    let mut shown: String = name.chars().take(LIMIT).flat_map(char::escape_debug).collect();
-    if name.chars().nth(LIMIT).is_some() {
-        shown.push('…');
-    }
-    shown
 }

@@ -1,0 +1,73 @@
+//! From a source to the square that the tower sees, several at a time, no more of them decoded at once than there are
+//! threads.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::decode::{Format, decode};
+use super::resize::resize;
+use super::{DecodeOptions, ImageSource, Resample, RgbImage};
+use crate::error::Result;
+use crate::warning::Warning;
+
+/// One image as the tower sees it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Prepared {
+    /// The pixels, \[side, side, 3\].
+    pub pixels: RgbImage,
+    /// What the image was stored as.
+    pub format: Format,
+    /// Width before resizing, in pixels, turned upright.
+    pub width: u32,
+    /// Height before resizing, in pixels, turned upright.
+    pub height: u32,
+    /// What went through but deserves a word; each names the image.
+    pub warnings: Vec<Warning>,
+    /// Time spent on decoding this image.
+    pub decode_time: Duration,
+    /// Time spent on resizing it.
+    pub resize_time: Duration,
+}
+
+/// Decodes one image and resizes it to `side` × `side` pixels; the aspect ratio is not kept, as upstream has it.
+///
+/// # Errors
+/// As [`decode`].
+pub fn prepare(
+    index: usize,
+    source: &ImageSource<'_>,
+    side: u32,
+    rule: Resample,
+    options: &DecodeOptions,
+) -> Result<Prepared> {
+    let start = Instant::now();
+    let decoded = decode(index, source, options)?;
+    let decode_time = start.elapsed();
+    let start = Instant::now();
+    let view = decoded.view();
+    let pixels = resize(view, side, side, rule);
+    let resize_time = start.elapsed();
+    let (width, height, format) = (view.width(), view.height(), decoded.format);
+    Ok(Prepared { pixels, format, width, height, warnings: decoded.warnings, decode_time, resize_time })
+}
+
+/// As [`prepare`], for the images of one call, in parallel; each is decoded once, and its full size forgotten before
+/// the thread takes the next.
+///
+/// # Errors
+/// As [`decode`]; where several fail, the error is the first one's in the order of `sources`.
+pub fn prepare_all(
+    sources: &[ImageSource<'_>],
+    side: u32,
+    rule: Resample,
+    options: &DecodeOptions,
+) -> Result<Vec<Prepared>> {
+    let results: Vec<_> = sources
+        .par_iter()
+        .enumerate()
+        .map(|(index, source)| prepare(index, source, side, rule, options))
+        .collect();
+    results.into_iter().collect()
+}
