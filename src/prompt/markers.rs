@@ -58,6 +58,10 @@ fn without_markers(text: &str) -> String {
                 kept.truncate(len);
                 rest = rest.trim_start().trim_start_matches([';', ',', '；', '，']);
             }
+            // What stood around the marker must not become another one.
+            if (1..MARKER.len()).any(|len| kept.ends_with(&MARKER[..len])) {
+                kept.push(' ');
+            }
             if kept.is_empty() || kept.ends_with(char::is_whitespace) {
                 rest = rest.trim_start();
             }
@@ -145,6 +149,7 @@ mod tests {
             ("第一张图：<ImageHere>", "第一张图："),
             ("Image 1: <ImageHere>", ""),
             ("é1:<ImageHere>", "é1:"),
+            ("<Image<ImageHere>Here>", "<Image Here>"),
         ] {
             assert_eq!(without_markers(text).trim_start(), kept, "{text}");
         }

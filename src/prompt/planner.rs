@@ -1,10 +1,13 @@
 //! Requests to plans.
 
+use std::path::Path;
+
 use super::layout::{Block, check_ids, lay_out};
 use super::markers::MarkerMismatch;
 use super::plan::SequencePlan;
 use super::request::{Bos, LengthOptions, Request};
 use super::template::{self, Run, TURN_BEGIN, TURN_END};
+use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
@@ -21,6 +24,29 @@ pub struct Planner {
 }
 
 impl Planner {
+    /// Opens the tokenizer of a checkpoint directory and reads the model's sizes. No weight is touched.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], [`Tokenizer::from_dir`] and [`Planner::new`].
+    ///
+    /// # Examples
+    /// ```
+    /// use imagehere::prompt::{Planner, Request};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = &dir.path().join("model");
+    /// # imagehere::synth::write(imagehere::synth::Preset::Tiny, &Default::default(), dir).unwrap();
+    ///
+    /// let planner = Planner::open(dir)?;
+    /// let plan = planner.plan(&Request::new("<ImageHere>What is this?").image_count(1))?;
+    /// assert_eq!(plan.slots[0].len, planner.config().patches);
+    /// # Ok::<(), imagehere::Error>(())
+    /// ```
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let checkpoint = Checkpoint::open(dir)?;
+        Self::new(Tokenizer::from_dir(dir)?, checkpoint.config().clone())
+    }
+
     /// Joins a tokenizer and a model.
     ///
     /// # Errors
