@@ -51,7 +51,7 @@ fn markers_and_images_that_do_not_match() {
         "2 markers",
         "1 image",
         "at byte 15 of the query",
-        "Image 1: <ImageHere>; or?",
+        "Image 1: <ImageHere>; or ?",
     ]);
     assert!(!message.contains("Image 2"), "{message}");
     case.encode("Which?", &[good, good], &[]).mistake(&[

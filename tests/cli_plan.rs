@@ -144,7 +144,7 @@ fn the_table_names_every_segment_and_draws_a_strip() {
     let images = [place.picture("a.png", 1), place.picture("b.png", 2)];
     let words = place.on_model("plan", "One:<ImageHere>, two:<ImageHere>.").arg("--image").args(images);
     let text = words.arg("--no-meta").run().ok();
-    for part in ["50 rows in 2 images", "image 1  ", "image 2  ", "b.png", ", two:", "·", "11", "22", "4096"]
+    for part in ["= 50 in 2 images + ", "image 1  ", "image 2  ", "b.png", ", two:", "·", "11", "22", "4096"]
     {
         assert!(text.contains(part), "no {part:?} in {text}");
     }

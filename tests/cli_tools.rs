@@ -98,7 +98,7 @@ fn the_demo_runs_from_nothing_and_again() {
         support::Ended::of(output).ok()
     };
     let first = run();
-    for part in ["made ", "drew ", "$ imagehere encode ", "50 rows in 2 images", "encode ", "wrote "] {
+    for part in ["made ", "drew ", "$ imagehere encode ", "= 50 in 2 images + ", "encode ", "wrote "] {
         assert!(first.contains(part), "no {part:?} in {first}");
     }
     assert!(run().contains("found "));

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use clap::Parser;
+use imagehere::backend::Device;
 use imagehere::image::RgbImage;
 use imagehere::output::AtomicFile;
 use imagehere::synth::{self, Preset, SynthOptions};
@@ -45,11 +46,13 @@ pub fn run(args: &DemoArgs) -> Result<String> {
 
     // The job itself, through the front door: what is printed can be typed.
     let sequence = dir.join("sequence.safetensors");
-    let device = args.device.to_string();
     let mut words: Vec<OsString> = vec!["imagehere".into(), "encode".into(), "--model".into(), model.into()];
     words.extend(["--prompt".into(), PROMPT.into(), "--image".into()]);
     words.extend(paths.into_iter().map(OsString::from));
-    words.extend(["--out".into(), sequence.into(), "--device".into(), device.into()]);
+    words.extend(["--out".into(), sequence.into()]);
+    if args.device != Device::Auto {
+        words.extend(["--device".into(), args.device.to_string().into()]);
+    }
     let quoted: Vec<String> = words.iter().map(|word| quote(&word.to_string_lossy())).collect();
     let _ = writeln!(out, "\n$ {}\n", quoted.join(" "));
     let parsed =
@@ -134,7 +137,7 @@ fn house(x: f32, y: f32) -> Rgb {
         [0.65, 0.85, 1.0]
     } else if within(1.1, 2.95, 1.25, 2.4) {
         [0.95, 0.9, 0.75]
-    } else if y >= 0.5 && y < 1.25 && (x - 2.025).abs() < (y - 0.5) * 1.5 {
+    } else if (0.5..1.25).contains(&y) && (x - 2.025).abs() < (y - 0.5) * 1.5 {
         [0.75, 0.15, 0.12]
     } else if y >= 2.2 {
         mix([0.35, 0.65, 0.25], [0.2, 0.45, 0.15], (y - 2.2) / 0.8)

@@ -47,13 +47,18 @@ pub fn run(args: &PreprocessArgs) -> Result<String> {
         let images: Vec<Value> = files
             .iter()
             .zip(&sources)
-            .map(|(file, source)| json!({ "name": source.name(), "file": file.to_string_lossy() }))
+            .zip(&prepared)
+            .map(|((file, source), one)| {
+                let (width, height) = (one.width, one.height);
+                json!({ "name": source.name(), "width": width, "height": height, "file": file.to_string_lossy() })
+            })
             .collect();
         return Ok(json_line(&json!({ "size": side, "images": images, "warnings": warnings })));
     }
     let mut out = String::new();
-    for (file, source) in files.iter().zip(&sources) {
-        let _ = writeln!(out, "{}  {side}×{side}  from {}", file.display(), source.name());
+    for ((file, source), one) in files.iter().zip(&sources).zip(&prepared) {
+        let (from, width, height) = (source.name(), one.width, one.height);
+        let _ = writeln!(out, "{}  {side}×{side}  from {from}, {width}×{height}", file.display());
     }
     Ok(out)
 }

@@ -19,12 +19,11 @@ pub fn layout(plan: &SequencePlan, config: &ModelConfig, names: &[String], colou
     let rows: usize = plan.slots.iter().map(|slot| slot.len).sum();
     let _ = writeln!(
         out,
-        "{length} positions: {} in {}, {} of text; {} as fp16 rows of {}",
-        count(rows, "row"),
+        "{length} positions = {rows} in {} + {} of text; fp16 [{length}, {}], {}",
         count(plan.slots.len(), "image"),
         length - rows,
-        bytes((length * config.hidden_size * 2) as u64),
         config.hidden_size,
+        bytes((length * config.hidden_size * 2) as u64),
     );
     let _ = writeln!(out, "\n   begin      end     rows  what");
     for segment in &plan.segments {

@@ -164,8 +164,7 @@ fn shows_each_stage_of_each_image_in_order() {
         seen.push((image, stage, values.len()));
     };
     let mut progress = |done: f32| steps.push(done);
-    let mut job =
-        Observer { trace: Some(&mut trace), progress: Some(&mut progress), ..Observer::default() };
+    let mut job = Observer { trace: Some(&mut trace), progress: Some(&mut progress), ..Observer::default() };
     backend.encode_images(&views, targets, &mut job).unwrap();
     let hidden = config.tokens * config.width;
     let stages = [

@@ -494,7 +494,7 @@ mod tests {
     #[test]
     fn nothing_is_resized_to_nothing() {
         let src = noise(4, 4, 1);
-        assert_eq!(resize(src.view(), 0, 7, Resample::Pillow).data, []);
+        assert_eq!(resize(src.view(), 0, 7, Resample::Pillow).data, Vec::<u8>::new());
     }
 
     #[test]

@@ -38,19 +38,24 @@ pub(super) fn write(
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .with_alignment_and_header_id(ALIGNMENT, PADDING_ID);
-    let mut latch = Latch { file, failed: None };
+    let mut latch = Latch { file, position: 0, end: 0, failed: None };
     let mut zip = ZipWriter::new(&mut latch);
-    let mut entry = |name: String, bytes: usize, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
-        zip.start_file(format!("{stem}/{name}"), options.large_file(bytes >= ZIP64_FROM))?;
-        fill(&mut zip)
+    let start = |zip: &mut ZipWriter<_>, name: &str, bytes: usize| {
+        zip.start_file(format!("{stem}/{name}"), options.large_file(bytes >= ZIP64_FROM))
     };
-    entry("data.pkl".into(), 0, &mut |out| out.write_all(&pickle(tensors, dtype)))?;
-    entry("byteorder".into(), 0, &mut |out| out.write_all(b"little"))?;
+    start(&mut zip, "data.pkl", 0)?;
+    zip.write_all(&pickle(tensors, dtype))?;
+    start(&mut zip, "byteorder", 0)?;
+    zip.write_all(b"little")?;
     for (i, tensor) in tensors.iter().enumerate() {
-        let bytes = tensor.elements() * dtype.size();
-        entry(format!("data/{i}"), bytes, &mut |out| fill(out, tensor))?;
+        start(&mut zip, &format!("data/{i}"), tensor.elements() * dtype.size())?;
+        fill(&mut zip, tensor)?;
+        if zip.get_ref().is_some_and(|latch| latch.failed.is_some()) {
+            break; // no use in making the others
+        }
     }
-    entry("version".into(), 0, &mut |out| out.write_all(b"3\n"))?;
+    start(&mut zip, "version", 0)?;
+    zip.write_all(b"3\n")?;
     zip.finish()?;
     latch.failed.map_or(Ok(()), Err)
 }
@@ -60,36 +65,43 @@ pub(super) fn write(
 /// [`ZipWriter`] prints to stderr when it is dropped after a failure; a library must not, so it sees none.
 struct Latch<'a> {
     file: &'a mut AtomicFile,
+    position: u64, // where the file would be, had nothing failed
+    end: u64,
     failed: Option<io::Error>,
 }
 
 impl Latch<'_> {
-    fn attempt<T>(&mut self, otherwise: T, act: impl FnOnce(&mut AtomicFile) -> io::Result<T>) -> T {
-        if self.failed.is_some() {
-            return otherwise;
+    fn attempt(&mut self, act: impl FnOnce(&mut AtomicFile) -> io::Result<()>) {
+        if self.failed.is_none() {
+            self.failed = act(self.file).err();
         }
-        act(self.file).unwrap_or_else(|e| {
-            self.failed = Some(e);
-            otherwise
-        })
     }
 }
 
 impl Write for Latch<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.attempt((), |file| file.write_all(bytes));
+        self.attempt(|file| file.write_all(bytes));
+        self.position += bytes.len() as u64;
+        self.end = self.end.max(self.position);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.attempt((), AtomicFile::flush);
+        self.attempt(AtomicFile::flush);
         Ok(())
     }
 }
 
 impl Seek for Latch<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        Ok(self.attempt(0, |file| file.seek(to)))
+        self.attempt(|file| file.seek(to).map(drop));
+        let moved = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        self.position = moved.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }
 
