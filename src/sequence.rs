@@ -433,6 +433,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // one block is what is lent
     fn verify_names_what_is_wrong() {
         let plan = plan(&[2, 3, 1, 1]);
         assert!(problem(&SequenceBuffer::new()).contains("nothing was encoded"));
@@ -469,6 +470,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // one block is what is lent
     fn blocks_out_of_order_or_out_of_bounds_are_not_lent() {
         let mut sequence = filled(&plan(&[2, 3]));
         let (late, early) = (3..5, 0..2);

@@ -12,7 +12,7 @@ use imagehere::{Category, Error};
 /// A tiny checkpoint in a folder that goes away with it.
 fn checkpoint() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    synth::write(Preset::Tiny, &SynthOptions::default(), &dir.path().join("model")).unwrap();
+    synth::write(Preset::Tiny, &SynthOptions::default(), dir.path().join("model")).unwrap();
     dir
 }
 
@@ -148,7 +148,7 @@ fn staged_use_places_features_without_encoding_again() {
 fn features_of_another_checkpoint_are_refused() {
     let (dir, other) = (checkpoint(), tempfile::tempdir().unwrap());
     let options = SynthOptions { seed: 7, ..SynthOptions::default() };
-    synth::write(Preset::Tiny, &options, &other.path().join("model")).unwrap();
+    synth::write(Preset::Tiny, &options, other.path().join("model")).unwrap();
     let foreign = open(&other).features(&sources(&[picture(1)])).unwrap();
     let encoder = open(&dir);
     let plan = encoder.plan(&request("<ImageHere>?", 1)).unwrap();

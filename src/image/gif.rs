@@ -194,7 +194,9 @@ impl<'a> Reader<'a> {
             loop {
                 match self.array()? {
                     [0x3b] => return Ok(true),
-                    [0x2c] => drop(Frame::read(self)?),
+                    [0x2c] => {
+                        Frame::read(self)?;
+                    }
                     [0x21] => drop(self.array::<1>()?),
                     [_] => continue,
                 }

@@ -1,6 +1,8 @@
 //! Plans against a plain reading of upstream's code, on a tokenizer of our own; `tests/prompt_golden.rs` has
 //! upstream's numbers.
 
+#![allow(clippy::type_complexity)] // tables of cases
+
 use std::path::Path;
 
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! What the tokenizer promises, on models of our own; `tests/tokenizer_golden.rs` has upstream's.
 
+#![allow(clippy::type_complexity)] // tables of cases
+
 use std::collections::HashMap;
 use std::path::Path;
 

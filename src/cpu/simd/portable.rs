@@ -131,8 +131,9 @@ impl Simd for Portable {
             for (r, row) in rows.iter_mut().enumerate() {
                 *row = self.load_f16(from.add(r * from_stride));
             }
-            for c in 0..4 {
-                self.store(to.add(c * to_stride), [rows[0][c], rows[1][c], rows[2][c], rows[3][c]]);
+            let columns: [[f32; 4]; 4] = std::array::from_fn(|c| rows.map(|row| row[c]));
+            for (c, column) in columns.into_iter().enumerate() {
+                self.store(to.add(c * to_stride), column);
             }
         }
     }

@@ -12,7 +12,7 @@ mod exact;
 #[cfg(all(feature = "jpeg-exact", panic = "unwind"))]
 use exact as decoder;
 
-#[cfg(any(test, not(all(feature = "jpeg-exact", panic = "unwind"))))]
+#[cfg(not(all(feature = "jpeg-exact", panic = "unwind")))]
 mod portable;
 #[cfg(not(all(feature = "jpeg-exact", panic = "unwind")))]
 use portable as decoder;
