@@ -2,7 +2,7 @@
 //!
 //! # Numerics
 //! Two passes in f32: the mean first, then the mean square of what is left, so that a mean many deviations
-//! from 0 costs nothing (E[x²] − mean² would cancel). Each pass adds into [`CHAINS`] vectors in a fixed
+//! from 0 costs nothing (`E[x²] − mean²` would cancel). Each pass adds into [`CHAINS`] vectors in a fixed
 //! order. The result is rounded to fp16 once.
 
 use half::f16;

@@ -60,7 +60,7 @@ impl Default for SynthOptions {
     }
 }
 
-/// What [`write`] made.
+/// What [`write()`] made.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SynthReport {
@@ -119,10 +119,10 @@ pub fn write(preset: Preset, options: &SynthOptions, out: impl AsRef<Path>) -> R
     write_watched(preset, options, out, &mut |_| ())
 }
 
-/// As [`write`], calling `progress` now and then with the work done, from 0 to 1.
+/// As [`write()`], calling `progress` now and then with the work done, from 0 to 1.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_watched(
     preset: Preset,
     options: &SynthOptions,
@@ -142,7 +142,7 @@ pub fn write_watched(
     report
 }
 
-/// Returns whether `dir` holds the checkpoint that [`write`] would make, whole; false if a tokenizer is given,
+/// Returns whether `dir` holds the checkpoint that [`write()`] would make, whole; false if a tokenizer is given,
 /// which may have changed since.
 pub fn is_there(preset: Preset, options: &SynthOptions, dir: impl AsRef<Path>) -> bool {
     let dir = dir.as_ref();
