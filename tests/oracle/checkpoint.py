@@ -159,10 +159,11 @@ def awkward(weights):
     out = collections.OrderedDict(weights)
     for name in [n for n in out if n.endswith("q_proj.weight")]:
         stem = name.removesuffix("q_proj.weight")
-        names = [f"{stem}{p}_proj.weight" for p in "qkv"]
+        names = [name for p in "qkv" if (name := f"{stem}{p}_proj.weight") in out]  # a shard may end between them
         fused = torch.cat([out[n] for n in names])  # one storage, three views with offsets
-        out.update(zip(names, fused.chunk(3)))
-        out[stem + "out_proj.weight"] = out[stem + "out_proj.weight"].T.contiguous().T  # column-major
+        out.update(zip(names, fused.chunk(len(names))))
+    for name in [n for n in out if n.endswith("out_proj.weight")]:
+        out[name] = out[name].T.contiguous().T  # column-major
     for name in [n for n in out if n.endswith("position_embedding.weight")]:
         wide = torch.full((out[name].shape[0] + 1, 2 * out[name].shape[1]), 7.0, dtype=out[name].dtype)
         wide[1:, ::2] = out[name]
