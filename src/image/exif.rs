@@ -10,6 +10,7 @@ pub(super) struct Tags<'a> {
     data: &'a [u8],
     little_endian: bool,
     entries: Vec<Entry>,
+    whole: bool,
 }
 
 /// One tag: `count` values of type `kind` at byte `at`.
@@ -32,12 +33,14 @@ impl<'a> Tags<'a> {
             b"MM\x00\x2b" => (false, true),
             _ => return None,
         };
-        let mut tags = Self { data, little_endian, entries: Vec::new() };
+        let mut tags = Self { data, little_endian, entries: Vec::new(), whole: false };
         // BigTIFF: 8-byte offsets and counts, 20-byte entries; else 4-byte ones and 12
         let (mut at, number, entry, inline) =
             if big { (tags.unsigned(8, 8)?, 8, 20, 12) } else { (tags.unsigned(4, 4)?, 2, 12, 8) };
         let entries = tags.unsigned(usize::try_from(at).ok()?, number)?;
         at = at.checked_add(number as u64)?;
+        let end = entries.checked_mul(entry).and_then(|len| at.checked_add(len));
+        tags.whole = end.is_some_and(|end| end <= data.len() as u64);
         for i in 0..entries.min(data.len() as u64 / entry) {
             let Some(at) = at.checked_add(i * entry).and_then(|at| usize::try_from(at).ok()) else { break };
             let width = if big { 8 } else { 4 };
@@ -61,9 +64,16 @@ impl<'a> Tags<'a> {
                     count: count as usize,
                     at: value,
                 });
+            } else if TIFF_TAGS.contains(&tag) && kind != TEXT {
+                tags.whole = false;
             }
         }
         Some(tags)
+    }
+
+    /// Whether the directory is there to its last entry, and every value of TIFF's own tags, texts aside.
+    pub fn whole(&self) -> bool {
+        self.whole
     }
 
     /// Whether numbers are stored least significant byte first.
@@ -102,6 +112,11 @@ impl<'a> Tags<'a> {
         })
     }
 }
+
+/// The tags of TIFF 6.0, on which pixels may depend.
+const TIFF_TAGS: std::ops::RangeInclusive<u64> = 254..=532;
+/// The field type of text.
+const TEXT: u64 = 2;
 
 /// Bytes of one value of a TIFF field type; 0 for types that nobody defined.
 fn size_of_kind(kind: u16) -> usize {

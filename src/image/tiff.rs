@@ -21,6 +21,9 @@ use unpack::{Coding, Packing};
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
     let tags =
         Tags::parse(bytes).ok_or_else(|| ImageProblem::Broken("its data end within its header".into()))?;
+    if !tags.whole() {
+        return Err(ImageProblem::Broken("its data end before the tags that describe them".into()));
+    }
     let page = Page::read(&tags, limits)?;
     let mut raster = Raster::new(page.width as u32, page.height as u32);
     if page.alpha != Alpha::None {
