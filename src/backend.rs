@@ -1,18 +1,20 @@
 //! The waist: what the encoder asks of a device, and nothing more.
 //!
 //! `cpu` answers it in plain Rust; `cuda` will answer it with kernels. No tensor type crosses it, no
-//! linear layer, no layer norm: images go in as decoded RGB, features come out in rows that the sequence
+//! linear layer, no layer norm: images go in as files or RGB, features come out in rows that the sequence
 //! lends. Above it nothing knows a device; below it nothing knows a prompt.
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use half::f16;
 
 use crate::checkpoint::EmbeddingTable;
 use crate::error::{Error, Result};
-use crate::image::RgbView;
+use crate::image::{DecodeOptions, ImageSource, Resample};
 use crate::sequence::RowsMut;
+use crate::warning::Warning;
 
 /// Where to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -57,34 +59,67 @@ impl FromStr for Device {
 /// Where each image's features go: for image `i`, every block of rows it fills.
 ///
 /// A block shorter than **P** takes the first rows and drops the rest (a sequence cut inside an image).
-/// An image with no block need not be encoded.
+/// An image with no block is decoded and checked, but need not be encoded.
 pub type Targets<'a> = Vec<Vec<RowsMut<'a>>>;
+
+/// The images of a call and how they become pixels; decoded by the backend, so that it may overlap that with
+/// the work on images already there.
+#[derive(Clone, Copy, Debug)]
+pub struct Pictures<'a> {
+    /// The images, in the order of the call; `[B]`.
+    pub sources: &'a [ImageSource<'a>],
+    /// How files become RGB8.
+    pub decode: &'a DecodeOptions,
+    /// Which Pillow the resize equals.
+    pub resample: Resample,
+}
+
+/// What a call asks of a device: rows of text, rows kept from earlier calls, rows of images.
+///
+/// All blocks of rows are disjoint, `H` elements wide, and lie where the backend can write.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// Token ids and the rows that take their embeddings, as many as ids.
+    pub texts: Vec<(&'a [u32], RowsMut<'a>)>,
+    /// Features `[P, H]` from an earlier call and the rows that take the first of them.
+    pub kept: Vec<(&'a [f16], RowsMut<'a>)>,
+    /// The images to encode.
+    pub pictures: Pictures<'a>,
+    /// Where each of them goes; `[B]`.
+    pub targets: Targets<'a>,
+}
+
+/// What a device did for a [`Job`].
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Work {
+    /// Wall time of decoding.
+    pub decode: Duration,
+    /// Wall time of resizing; where the device resizes, part of `encode`.
+    pub resize: Duration,
+    /// Wall time of tower, projector and text rows.
+    pub encode: Duration,
+    /// Images that went through the tower.
+    pub images_encoded: usize,
+    /// What went through but deserves a word, image by image.
+    pub warnings: Vec<Warning>,
+}
 
 /// A device that can turn images and token ids into rows of a sequence.
 pub trait Backend: fmt::Debug + Send + Sync {
     /// Names the device and the variant chosen on it, for logs: `cpu (avx512, 2 threads)`.
     fn describe(&self) -> String;
 
-    /// Writes the embedding of `ids[i]` to row `i`; shape `[ids.len(), H]`.
+    /// Fills all rows of a job, each image encoded once, batched, into all its targets; per image `[P, H]`.
+    ///
+    /// The rows of an image depend on its pixels alone, not on the batch, its order or the number of threads.
+    /// Rows outside the job are not touched.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] if an id is outside the table;
-    /// [`crate::Error::ValueOutOfRange`] if fp16 cannot hold a value of a row.
-    fn embed_tokens(&self, ids: &[u32], rows: &mut RowsMut<'_>) -> Result<()>;
-
-    /// Encodes images, batched, into all their targets; per image `[P, H]`.
-    ///
-    /// Images arrive resized: `image_size` pixels square. The rows of an image depend on its pixels alone,
-    /// not on the batch, its order or the number of threads. Rows outside the targets are not touched.
-    ///
-    /// # Errors
-    /// [`crate::Error::Internal`] if the device fails. Targets are then undefined.
-    fn encode_images(
-        &self,
-        images: &[RgbView<'_>],
-        targets: Targets<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<()>;
+    /// [`Error::Image`] naming the first image that cannot be used: rows in host memory are untouched then.
+    /// [`Error::Argument`] if an id is outside the embedding table; [`Error::ValueOutOfRange`] if fp16 cannot
+    /// hold a value of a text row; [`Error::Device`] if the device fails. Rows are undefined then.
+    fn fill(&self, job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work>;
 }
 
 /// The rows of the token embedding table, in fp16 on demand.

@@ -6,17 +6,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use half::f16;
 
-use crate::backend::{Backend, Device, Observer, Stage, Targets};
+use crate::backend::{Backend, Device, Job, Observer, Pictures, Stage, Work};
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
 use crate::error::{Error, Result};
 use crate::features::Features;
-use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage, RgbView, prepare_all};
+use crate::image::{DecodeOptions, ImageSource, Resample};
 use crate::packing::{Block, Content, PackedPlan};
 use crate::prompt::{Planner, Request, SequencePlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
@@ -132,6 +132,13 @@ pub struct EncodeReport {
     pub warnings: Vec<Warning>,
 }
 
+impl From<Work> for EncodeReport {
+    fn from(work: Work) -> Self {
+        let Work { decode, resize, encode, images_encoded, warnings } = work;
+        Self { decode, resize, encode, images_encoded, warnings }
+    }
+}
+
 impl Encoder {
     /// Opens a checkpoint directory with the default options.
     ///
@@ -235,31 +242,9 @@ impl Encoder {
         progress: &mut (dyn FnMut(f32) + Send),
     ) -> Result<EncodeReport> {
         let packed = plan.into();
-        self.install(|| {
-            check_image_count(&packed, images.len())?;
-            let (pixels, mut report) = self.preprocess(images)?;
-            let start = Instant::now();
-            let (blocks, lent) = self.lay_out(&packed, sequence)?;
-            let mut targets: Targets<'_> = images.iter().map(|_| Vec::new()).collect();
-            for (block, mut rows) in blocks.iter().zip(lent) {
-                match &block.content {
-                    Content::Image(image) => targets[*image].push(rows),
-                    Content::Text(ids) => self.backend.embed_tokens(ids, &mut rows)?,
-                }
-            }
-            // An image that a cut removed from the sequence was checked, but is not encoded.
-            let used: Vec<usize> = (0..images.len()).filter(|&i| !targets[i].is_empty()).collect();
-            let views: Vec<RgbView<'_>> = used.iter().map(|&i| pixels[i].view()).collect();
-            targets.retain(|target| !target.is_empty());
-            let mut observer = Observer { progress: Some(progress), trace: None };
-            self.backend.encode_images(&views, targets, &mut observer)?;
-            for block in &blocks {
-                sequence.mark_written(block.offset..block.offset + block.len);
-            }
-            report.images_encoded = used.len();
-            report.encode = start.elapsed();
-            Ok(report)
-        })
+        check_image_count(&packed, images.len())?;
+        let mut observer = Observer { progress: Some(progress), trace: None };
+        self.fill(&packed, images, &[], sequence, &mut observer)
     }
 
     /// Encodes images and keeps their features, to be placed later by [`Encoder::place_into`].
@@ -267,11 +252,7 @@ impl Encoder {
     /// # Errors
     /// [`Error::Image`] naming the first image that cannot be used.
     pub fn features(&self, images: &[ImageSource<'_>]) -> Result<Vec<Features>> {
-        self.install(|| {
-            let (pixels, _) = self.preprocess(images)?;
-            let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
-            self.encode_features(&views, &mut Observer::default())
-        })
+        self.encode_features(images, &mut Observer::default())
     }
 
     /// Fills a sequence, or a packing of several, from features kept from earlier calls: no image is encoded.
@@ -297,21 +278,7 @@ impl Encoder {
                 "Encode the image again with this checkpoint",
             ));
         }
-        let (blocks, lent) = self.lay_out(&packed, sequence)?;
-        for (block, mut rows) in blocks.iter().zip(lent) {
-            match &block.content {
-                Content::Text(ids) => self.backend.embed_tokens(ids, &mut rows)?,
-                Content::Image(image) => {
-                    for i in 0..rows.len() {
-                        rows.row_mut(i).copy_from_slice(features[*image].row(i));
-                    }
-                }
-            }
-        }
-        for block in &blocks {
-            sequence.mark_written(block.offset..block.offset + block.len);
-        }
-        Ok(())
+        self.fill(&packed, &[], features, sequence, &mut Observer::default()).map(|_| ())
     }
 
     /// Encodes one image and shows every stage's output to `trace`: for tests and for the curious.
@@ -323,42 +290,63 @@ impl Encoder {
         image: &ImageSource<'_>,
         trace: &mut (dyn FnMut(Stage, &[f16]) + Send),
     ) -> Result<Features> {
-        self.install(|| {
-            let (pixels, _) = self.preprocess(std::slice::from_ref(image))?;
-            let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
-            let mut observer = Observer { progress: None, trace: Some(&mut show) };
-            let mut features = self.encode_features(&[pixels[0].view()], &mut observer)?;
-            features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
-        })
+        let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
+        let mut observer = Observer { progress: None, trace: Some(&mut show) };
+        let mut features = self.encode_features(std::slice::from_ref(image), &mut observer)?;
+        features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
     }
 
-    /// Encodes resized images into memory of their own.
-    fn encode_features(&self, views: &[RgbView<'_>], observer: &mut Observer<'_>) -> Result<Vec<Features>> {
+    /// Encodes images into memory of their own.
+    fn encode_features(
+        &self,
+        images: &[ImageSource<'_>],
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Features>> {
         let (patches, hidden) = (self.config().patches, self.config().hidden_size);
-        let mut kept: Vec<Vec<f16>> = views.iter().map(|_| vec![f16::ZERO; patches * hidden]).collect();
+        let mut kept: Vec<Vec<f16>> = images.iter().map(|_| vec![f16::ZERO; patches * hidden]).collect();
         let targets = kept.iter_mut().map(|rows| vec![RowsMut::new(rows, hidden, hidden)]).collect();
-        self.backend.encode_images(views, targets, observer)?;
+        let job = Job { texts: vec![], kept: vec![], pictures: self.pictures(images), targets };
+        self.install(|| self.backend.fill(job, observer))?;
         Ok(kept.into_iter().map(|rows| Features::new(rows, hidden, self.fingerprint.clone())).collect())
     }
 
-    /// Decodes and resizes images in parallel, each once, keeping only the resized pixels.
-    fn preprocess(&self, images: &[ImageSource<'_>]) -> Result<(Vec<RgbImage>, EncodeReport)> {
-        let start = Instant::now();
-        let side = self.config().image_size as u32;
-        let mut report = EncodeReport::default();
-        let mut pixels = Vec::with_capacity(images.len());
-        for image in prepare_all(images, side, self.resample, &self.decode)? {
-            pixels.push(image.pixels);
-            report.warnings.extend(image.warnings);
-            report.decode += image.decode_time;
-            report.resize += image.resize_time;
+    /// Fills a packing from images, or, where there are some, from kept features. A buffer of ours that a
+    /// failed call had begun is empty afterwards.
+    fn fill(
+        &self,
+        packed: &PackedPlan<'_>,
+        images: &[ImageSource<'_>],
+        features: &[Features],
+        sequence: &mut SequenceBuffer<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<EncodeReport> {
+        let (blocks, lent) = self.lay_out(packed, sequence)?;
+        let targets = images.iter().map(|_| Vec::new()).collect();
+        let mut job = Job { texts: vec![], kept: vec![], pictures: self.pictures(images), targets };
+        for (block, rows) in blocks.iter().zip(lent) {
+            match &block.content {
+                Content::Text(ids) => job.texts.push((ids, rows)),
+                Content::Image(image) if features.is_empty() => job.targets[*image].push(rows),
+                Content::Image(image) => job.kept.push((features[*image].as_slice(), rows)),
+            }
         }
-        let (wall, work) = (start.elapsed(), report.decode + report.resize);
-        if !work.is_zero() {
-            report.decode = wall.mul_f64(report.decode.as_secs_f64() / work.as_secs_f64());
-            report.resize = wall.saturating_sub(report.decode);
+        match self.install(|| self.backend.fill(job, observer)) {
+            Ok(work) => {
+                for block in &blocks {
+                    sequence.mark_written(block.offset..block.offset + block.len);
+                }
+                Ok(work.into())
+            }
+            Err(error) => {
+                sequence.forget();
+                Err(error)
+            }
         }
-        Ok((pixels, report))
+    }
+
+    /// The images of a call, with this encoder's rules for them.
+    fn pictures<'a>(&'a self, sources: &'a [ImageSource<'a>]) -> Pictures<'a> {
+        Pictures { sources, decode: &self.decode, resample: self.resample }
     }
 
     /// Prepares the buffer for a packing and lends all its blocks, in order.

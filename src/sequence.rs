@@ -169,6 +169,11 @@ impl<'a> SequenceBuffer<'a> {
         Ok(())
     }
 
+    /// Forgets what was there, after a call that failed half-way.
+    pub(crate) fn forget(&mut self) {
+        self.layout = Layout::default();
+    }
+
     /// Lends blocks of rows, all at once, each to be written in place.
     ///
     /// # Errors

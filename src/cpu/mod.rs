@@ -10,15 +10,16 @@
 //! of threads; between instruction sets they differ by the rounding of f32 sums.
 
 use std::fmt;
+use std::time::Instant;
 
 use half::f16;
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Observer, Stage, Targets, TokenEmbeddings, TraceFn};
+use crate::backend::{Backend, Job, Observer, Pictures, Stage, Targets, TokenEmbeddings, TraceFn, Work};
 use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
-use crate::image::RgbView;
+use crate::image::{RgbImage, RgbView, prepare_all};
 use crate::sequence::RowsMut;
 
 mod activation;
@@ -102,7 +103,64 @@ impl CpuBackend {
         }
     }
 
-    /// [`Backend::encode_images`] of the images `wanted`, inside the thread pool.
+    /// Writes the embedding of `ids[i]` to row `i`; shape `[ids.len(), H]`.
+    fn embed_tokens(&self, ids: &[u32], rows: &mut RowsMut<'_>) -> Result<()> {
+        let hidden = self.config.hidden_size;
+        if rows.len() != ids.len() || rows.hidden() != hidden {
+            return Err(Error::Internal(format!(
+                "{} ids for {} rows of {} elements; H is {hidden}",
+                ids.len(),
+                rows.len(),
+                rows.hidden()
+            )));
+        }
+        let rows = &*rows;
+        self.install(|| {
+            ids.par_iter().enumerate().with_min_len(8).try_for_each(|(i, &id)| {
+                // SAFETY: `row_ptr` vouches for `hidden` elements, borrowed for as long as `rows`; each row is
+                // written by one task.
+                let row = unsafe { std::slice::from_raw_parts_mut(rows.row_ptr(i), hidden) };
+                self.embedding.gather_row(id, row)
+            })
+        })
+    }
+
+    /// Encodes images of the tower's size, batched, into all their targets; returns how many that were.
+    fn encode_images(
+        &self,
+        images: &[RgbView<'_>],
+        targets: Targets<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<usize> {
+        if images.len() != targets.len() {
+            return Err(Error::Internal(format!(
+                "{} images, {} lists of targets",
+                images.len(),
+                targets.len()
+            )));
+        }
+        let hidden = self.config.hidden_size;
+        if let Some(block) = targets.iter().flatten().find(|block| block.hidden() != hidden) {
+            return Err(Error::Internal(format!(
+                "target rows of {} elements; H is {hidden}",
+                block.hidden()
+            )));
+        }
+        let side = self.config.image_size as u32;
+        if let Some(image) = images.iter().find(|image| (image.width(), image.height()) != (side, side)) {
+            return Err(Error::Internal(format!(
+                "an image of {}x{} pixels; the tower takes {side}x{side}",
+                image.width(),
+                image.height()
+            )));
+        }
+        let is_wanted = |i: &usize| targets[*i].iter().any(|block| !block.is_empty());
+        let wanted: Vec<usize> = (0..images.len()).filter(is_wanted).collect();
+        self.install(|| self.encode_wanted(images, &wanted, &targets, observer));
+        Ok(wanted.len())
+    }
+
+    /// [`CpuBackend::encode_images`] of the images `wanted`, inside the thread pool.
     fn encode_wanted(
         &self,
         images: &[RgbView<'_>],
@@ -153,60 +211,44 @@ impl Backend for CpuBackend {
         format!("cpu ({}, {threads} thread{plural})", self.machine.isa().name())
     }
 
-    fn embed_tokens(&self, ids: &[u32], rows: &mut RowsMut<'_>) -> Result<()> {
-        let hidden = self.config.hidden_size;
-        if rows.len() != ids.len() || rows.hidden() != hidden {
-            return Err(Error::Internal(format!(
-                "{} ids for {} rows of {} elements; H is {hidden}",
-                ids.len(),
-                rows.len(),
-                rows.hidden()
-            )));
-        }
-        let rows = &*rows;
-        self.install(|| {
-            ids.par_iter().enumerate().with_min_len(8).try_for_each(|(i, &id)| {
-                // SAFETY: `row_ptr` vouches for `hidden` elements, borrowed for as long as `rows`; each row is
-                // written by one task.
-                let row = unsafe { std::slice::from_raw_parts_mut(rows.row_ptr(i), hidden) };
-                self.embedding.gather_row(id, row)
-            })
-        })
-    }
+    fn fill(&self, job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work> {
+        let Job { texts, kept, pictures, targets } = job;
+        let mut work = Work::default();
+        let pixels = self.install(|| prepare(&pictures, self.config.image_size as u32, &mut work))?;
 
-    fn encode_images(
-        &self,
-        images: &[RgbView<'_>],
-        targets: Targets<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<()> {
-        if images.len() != targets.len() {
-            return Err(Error::Internal(format!(
-                "{} images, {} lists of targets",
-                images.len(),
-                targets.len()
-            )));
+        let start = Instant::now();
+        for (ids, mut rows) in texts {
+            self.embed_tokens(ids, &mut rows)?;
         }
-        let hidden = self.config.hidden_size;
-        if let Some(block) = targets.iter().flatten().find(|block| block.hidden() != hidden) {
-            return Err(Error::Internal(format!(
-                "target rows of {} elements; H is {hidden}",
-                block.hidden()
-            )));
+        for (features, mut rows) in kept {
+            for (i, row) in features.chunks_exact(self.config.hidden_size).take(rows.len()).enumerate() {
+                rows.row_mut(i).copy_from_slice(row);
+            }
         }
-        let side = self.config.image_size as u32;
-        if let Some(image) = images.iter().find(|image| (image.width(), image.height()) != (side, side)) {
-            return Err(Error::Internal(format!(
-                "an image of {}x{} pixels; the tower takes {side}x{side}",
-                image.width(),
-                image.height()
-            )));
-        }
-        let is_wanted = |i: &usize| targets[*i].iter().any(|block| !block.is_empty());
-        let wanted: Vec<usize> = (0..images.len()).filter(is_wanted).collect();
-        self.install(|| self.encode_wanted(images, &wanted, &targets, observer));
-        Ok(())
+        let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
+        work.images_encoded = self.encode_images(&views, targets, observer)?;
+        work.encode = start.elapsed();
+        Ok(work)
     }
+}
+
+/// Decodes and resizes images in parallel, each once, keeping only the resized pixels.
+fn prepare(pictures: &Pictures<'_>, side: u32, work: &mut Work) -> Result<Vec<RgbImage>> {
+    let start = Instant::now();
+    let mut pixels = Vec::with_capacity(pictures.sources.len());
+    for image in prepare_all(pictures.sources, side, pictures.resample, pictures.decode)? {
+        pixels.push(image.pixels);
+        work.warnings.extend(image.warnings);
+        work.decode += image.decode_time;
+        work.resize += image.resize_time;
+    }
+    // The two overlap: they share the wall time as they share the work.
+    let (wall, both) = (start.elapsed(), work.decode + work.resize);
+    if !both.is_zero() {
+        work.decode = wall.mul_f64(work.decode.as_secs_f64() / both.as_secs_f64());
+        work.resize = wall.saturating_sub(work.decode);
+    }
+    Ok(pixels)
 }
 
 /// Passes on what the tower tells about a group, image by image.
