@@ -32,7 +32,7 @@ mod patches;
 mod scratch;
 mod simd;
 #[cfg(test)]
-mod testkit;
+pub(crate) mod testkit;
 mod tile;
 mod tower;
 
