@@ -46,6 +46,7 @@ struct Kernel {
     const std::size_t *offsets;  // [parameters]
     const std::size_t *sizes;    // [parameters]
     std::size_t packed_bytes;
+    int max_threads;             // of its launch bounds; 0: none known
 };
 
 struct Launch {

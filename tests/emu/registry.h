@@ -44,9 +44,9 @@ template <class... P, void (*entry)(P...)> struct Entry<entry> {
     __attribute__((no_sanitize("thread"))) static void call(const unsigned char *packed) {
         apply(packed, std::make_index_sequence<count>{});
     }
-    static Kernel kernel(const char *name) {
+    static Kernel kernel(const char *name, int max_threads = 0, int = 0) {
         return Kernel{name,           call,         reinterpret_cast<const void *>(entry), static_cast<int>(count),
-                      layout.offsets, layout.sizes, layout.bytes};
+                      layout.offsets, layout.sizes, layout.bytes, max_threads};
     }
 };
 

@@ -1,4 +1,4 @@
-// gemm.h: a small GEMM of the kind that the project's kernels are, with faults to plant. D[M, N] = A[M, K] . B[N, K]^T,
+// gemm.cuh: a small GEMM of the kind that the project's kernels are, with faults to plant. D[M, N] = A[M, K] . B[N, K]^T,
 // fp16 in and out, all sizes multiples of the tile.
 //
 //     block 256 threads, 8 warps as 2 x 4, tile 128 x 128 x 32, ring of 3 stages of cp.async, rows of 64 bytes with the
@@ -7,12 +7,12 @@
 // Shared memory: 3 x 16 KiB.
 #pragma once
 
-#include "../../../kernels/ptx.cuh"
+#include "ptx.cuh"
 
 enum Bug {
     NONE,
     NO_BARRIER,       // nothing between the copies of others landing and reading them
-    NO_LAST_BARRIER,  // a stage is refilled while slower warps still read it
+    EARLY_REFILL,     // a stage is refilled while slower warps still read it
     WAIT_OFF_BY_ONE,  // one group too many may be in flight
     WRONG_SWIZZLE,    // written one way, read another
     BEYOND_N,         // one column block too many is stored
@@ -50,7 +50,7 @@ template <int BUG> PTX_INLINE void gemm(fp16 *d, const fp16 *a, const fp16 *b, i
         if (BUG != NO_BARRIER) {
             block_barrier();  // the stage is there for all, and nobody reads the one that is refilled next
         }
-        if (BUG != NO_LAST_BARRIER || s + STAGES - 1 >= steps) {
+        if (BUG != EARLY_REFILL || s + STAGES - 1 >= steps) {
             if (s + STAGES - 1 < steps) {
                 fill_stage(smem + (s + STAGES - 1) % STAGES * STAGE_BYTES, a0, b0, k, s + STAGES - 1);
             }
