@@ -30,9 +30,8 @@
 #define PTX_INLINE __device__ __forceinline__
 
 // Declares `type *name`: the block's dynamic shared memory, 128-byte aligned. Its size is the launch's.
-#define PTX_SMEM(type, name)                                       \
-    extern __shared__ __align__(128) unsigned char ptx_smem_raw[]; \
-    type *name = reinterpret_cast<type *>(ptx_smem_raw)
+extern __shared__ __align__(128) unsigned char ptx_smem_raw[];
+#define PTX_SMEM(type, name) type *name = reinterpret_cast<type *>(ptx_smem_raw)
 
 #else  // ---- g++: the emulated device ----
 
