@@ -28,7 +28,7 @@ pub mod bench;
 mod epilogue;
 mod layer_norm;
 mod linear;
-mod patches;
+pub(crate) mod patches;
 mod scratch;
 mod simd;
 #[cfg(test)]

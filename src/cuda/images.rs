@@ -14,6 +14,6 @@ pub(crate) struct Image {
 struct Aligned<T>(T);
 
 /// The kernel files that are loaded, by stem.
-pub(crate) const STEMS: &[&str] = &["linear_sm80", "attention_sm80", "layer_norm"];
+pub(crate) const STEMS: &[&str] = &["linear_sm80", "attention_sm80", "layer_norm", "patches"];
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::driver::{DevicePtr, Module, Span, Stream};
 use super::launch::{Entry, Kernel, contract, int, launch, parameters};
-use super::matrix::Matrix;
+use super::matrix::{Matrix, VECTOR};
 use crate::config::LAYER_NORM_EPS;
 use crate::error::Result;
 
@@ -51,14 +51,16 @@ impl LayerNorm {
     /// Enqueues the norm of all rows of `x` into `y`, which may be `x`.
     pub(crate) fn enqueue(&self, stream: &Stream, y: &Matrix, x: &Matrix, norm: &Norm) -> Result<()> {
         let name = self.kernel.name();
+        let width = x.columns;
+        let shapes = |m: &Matrix| (m.rows, m.columns, m.pitch);
+        contract!(name, shapes(y) == shapes(x), "{y:?} from {x:?}");
+        contract!(name, width > 0 && width.is_multiple_of(VECTOR), "{width} channels are no multiple of 8");
+        let weights = norm.weight.len().min(norm.bias.len());
+        contract!(name, weights >= width, "{width} channels, {weights} weights");
         y.check(name, "y")?;
         y.check_vectors(name, "y")?;
         x.check(name, "x")?;
         x.check_vectors(name, "x")?;
-        contract!(name, (y.rows, y.columns, y.pitch) == (x.rows, x.columns, x.pitch), "{y:?} from {x:?}");
-        let width = x.columns;
-        let weights = norm.weight.len().min(norm.bias.len());
-        contract!(name, width > 0 && weights >= width, "{width} channels, {weights} weights");
         let aligned = norm.weight.ptr().is_aligned(16) && norm.bias.ptr().is_aligned(16);
         contract!(name, aligned, "weights are not 16 bytes aligned: {norm:?}");
         if x.rows == 0 {

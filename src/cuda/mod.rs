@@ -29,6 +29,7 @@ pub(crate) mod launch;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod matrix;
+pub(crate) mod patches;
 pub(crate) mod tower;
 pub(crate) mod weights;
 
@@ -44,6 +45,7 @@ use driver::{Context, Module};
 use images::Image;
 use layer_norm::LayerNorm;
 use linear::Linear;
+use patches::Patches;
 
 /// Names GPU `ordinal`, after checking that this build can use it.
 ///
@@ -104,6 +106,7 @@ pub(crate) struct Kernels {
     pub(crate) linear: Linear,
     pub(crate) attention: Attention,
     pub(crate) layer_norm: LayerNorm,
+    pub(crate) patches: Patches,
 }
 
 impl Kernels {
@@ -118,6 +121,7 @@ impl Kernels {
             linear: Linear::load(&module("linear_sm80")?)?,
             attention: Attention::load(&module("attention_sm80")?)?,
             layer_norm: LayerNorm::load(&module("layer_norm")?)?,
+            patches: Patches::load(&module("patches")?)?,
         })
     }
 }
@@ -125,6 +129,7 @@ impl Kernels {
 /// What each launch of each kernel has in common.
 pub(crate) fn entries() -> Vec<launch::Entry> {
     let mut entries = linear::ENTRIES.concat();
-    entries.extend([attention::ENTRY, layer_norm::ENTRY]);
+    entries.extend(attention::ENTRIES);
+    entries.extend([layer_norm::ENTRY, patches::ENTRY]);
     entries
 }

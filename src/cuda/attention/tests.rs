@@ -28,28 +28,38 @@ fn exact(qkv: &[f16], tokens: usize, heads: usize) -> Vec<f64> {
 }
 
 /// Runs it over `images` and reads the rows.
-fn run(bench: &Bench, qkv: &[f16], images: usize, tokens: usize, heads: usize, pad: usize) -> Vec<f16> {
+fn run(
+    bench: &Bench,
+    queries: Queries,
+    qkv: &[f16],
+    images: usize,
+    tokens: usize,
+    heads: usize,
+    pad: usize,
+) -> Vec<f16> {
     let (rows, width) = (images * tokens, heads * HEAD_SIZE);
     // What lies between the rows is none of its business.
     let (_qkv, matrix) = bench.matrix(qkv, 3 * width, 3 * width + pad, f16::NAN);
     let (memory, out) = bench.matrix(&poison(rows * width), width, width + pad, f16::INFINITY);
-    bench.gpu.kernels.attention.enqueue(&bench.stream, &out, &matrix, tokens).unwrap();
+    bench.gpu.kernels.attention.enqueue_in(&bench.stream, queries, &out, &matrix, tokens).unwrap();
     bench.rows(&memory, &out, f16::INFINITY)
 }
 
 #[test]
 fn is_near_the_formula() {
     let bench = Bench::new();
+    // One key; less than a tile of keys; exactly one; a few more; three tiles and several blocks of queries.
     for (images, tokens, heads, pad) in
-        [(1, 1, 1, 0), (2, 17, 2, 0), (1, 64, 1, 8), (2, 65, 3, 0), (1, 146, 1, 0)]
+        [(1, 1, 1, 0), (2, 17, 2, 8), (1, 112, 1, 0), (2, 129, 3, 0), (1, 240, 1, 8)]
     {
         let width = heads * HEAD_SIZE;
         let mut random = Random::new((tokens * heads) as u64);
         let qkv = random.halves(images * tokens * 3 * width, 0.0, 1.5);
-        let out = run(&bench, &qkv, images, tokens, heads, pad);
-        for (image, (out, qkv)) in
-            out.chunks_exact(tokens * width).zip(qkv.chunks_exact(tokens * 3 * width)).enumerate()
-        {
+        let many = run(&bench, Queries::Many, &qkv, images, tokens, heads, pad);
+        let few = run(&bench, Queries::Few, &qkv, images, tokens, heads, pad);
+        assert_eq!(bits(&many), bits(&few), "{tokens} tokens");
+        let parts = few.chunks_exact(tokens * width).zip(qkv.chunks_exact(tokens * 3 * width));
+        for (image, (out, qkv)) in parts.enumerate() {
             let error = relative_l2(out, &exact(qkv, tokens, heads));
             assert!(error <= 1e-3, "{tokens} tokens, {heads} heads, image {image}: {error}");
         }
@@ -59,15 +69,14 @@ fn is_near_the_formula() {
 #[test]
 fn large_scores_do_not_overflow() {
     let bench = Bench::new();
-    let (tokens, heads) = (70, 1);
-    let mut random = Random::new(3);
-    let mut qkv = random.halves(tokens * 3 * HEAD_SIZE, 0.0, 30.0);
-    // A key that all queries like best by far, in the last tile.
+    let (tokens, heads) = (120, 1);
+    let mut qkv = Random::new(3).halves(tokens * 3 * HEAD_SIZE, 0.0, 30.0);
+    // A key in the last tile that many queries like best by far.
     for i in 0..HEAD_SIZE {
         let sum: f32 = (0..tokens).map(|t| qkv[t * 3 * HEAD_SIZE + i].to_f32().signum()).sum();
-        qkv[69 * 3 * HEAD_SIZE + HEAD_SIZE + i] = f16::from_f32(40.0 * sum.signum());
+        qkv[(tokens - 1) * 3 * HEAD_SIZE + HEAD_SIZE + i] = f16::from_f32(40.0 * sum.signum());
     }
-    let out = run(&bench, &qkv, 1, tokens, heads, 0);
+    let out = run(&bench, Queries::Few, &qkv, 1, tokens, heads, 0);
     let error = relative_l2(&out, &exact(&qkv, tokens, heads));
     assert!(error <= 1e-3, "{error}");
 }
@@ -78,10 +87,19 @@ fn an_image_does_not_depend_on_its_neighbours() {
     let (images, tokens, heads) = (3, 33, 2);
     let len = tokens * 3 * heads * HEAD_SIZE;
     let qkv = Random::new(9).halves(images * len, 0.0, 1.0);
-    let together = run(&bench, &qkv, images, tokens, heads, 0);
+    let together = run(&bench, Queries::Many, &qkv, images, tokens, heads, 0);
     for (qkv, together) in qkv.chunks_exact(len).zip(together.chunks_exact(tokens * heads * HEAD_SIZE)) {
-        assert_eq!(bits(&run(&bench, qkv, 1, tokens, heads, 0)), bits(together));
+        assert_eq!(bits(&run(&bench, Queries::Few, qkv, 1, tokens, heads, 0)), bits(together));
     }
+}
+
+#[test]
+fn the_blocks_that_are_done_first() {
+    // The tower's 1226 tokens and 16 heads on 132 multiprocessors.
+    for (images, queries) in [(1, Queries::Few), (8, Queries::Many), (12, Queries::Many)] {
+        assert_eq!(choose_queries(1226, 16 * images, 132), queries, "{images} images");
+    }
+    assert_eq!(choose_queries(26, 2, 132), Queries::Few);
 }
 
 #[test]
@@ -95,8 +113,9 @@ fn refuses_what_breaks_the_contract() {
         assert!(error.contains("launch of attention") && error.contains(expected), "{error}");
     };
     refuse(out, qkv, 3, "10 rows, 3 an image");
+    refuse(out, qkv, 0, "10 rows, 0 an image");
     refuse(out, Matrix { columns: 191, ..qkv }, 5, "qkv has 191 columns");
     refuse(Matrix { columns: 63, ..out }, qkv, 5, "63 channels in heads of 64");
-    refuse(Matrix { rows: 9, ..out }, qkv, 5, "10 rows of qkv, 9 of out");
-    refuse(Matrix { rows: 9, pitch: 65, ..out }, qkv, 5, "not 16 bytes aligned");
+    refuse(Matrix { rows: 5, ..out }, qkv, 5, "10 rows of qkv, 5 of out");
+    refuse(Matrix { rows: 5, pitch: 65, ..out }, qkv, 5, "not 16 bytes aligned");
 }

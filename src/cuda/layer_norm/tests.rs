@@ -32,7 +32,7 @@ fn norm(bench: &Bench, width: usize) -> (Norm, [Vec<f16>; 2], [crate::cuda::test
 fn is_near_the_formula() {
     let bench = Bench::new();
     for (rows, width, pitch) in
-        [(1, 64, 64), (5, 128, 136), (9, 100, 104), (6, 1024, 1024), (3, 17, 24), (2, 1100, 1104)]
+        [(1, 64, 64), (5, 128, 136), (9, 104, 112), (6, 1024, 1024), (3, 8, 24), (2, 1112, 1120)]
     {
         let (norm, [weight, bias], _memory) = norm(&bench, width);
         let x = Random::new((rows * width) as u64).halves(rows * width, 0.5, 2.0);
@@ -81,9 +81,12 @@ fn refuses_what_breaks_the_contract() {
         assert!(error.contains("launch of layer_norm") && error.contains(expected), "{error}");
     };
     refuse(Matrix { rows: 3, ..x }, x, "from");
-    refuse(x, Matrix { rows: 5, ..x }, "does not fit");
+    let long = Matrix { rows: 5, ..x };
+    refuse(long, long, "does not fit");
     let wide = Matrix { rows: 2, columns: 72, pitch: 72, ..x };
     refuse(wide, wide, "72 channels, 64 weights");
-    let odd = Matrix { rows: 2, columns: 60, pitch: 65, ..x };
+    let odd = Matrix { rows: 2, columns: 60, ..x };
+    refuse(odd, odd, "60 channels are no multiple of 8");
+    let odd = Matrix { rows: 2, pitch: 65, ..x };
     refuse(odd, odd, "not 16 bytes aligned");
 }
