@@ -34,14 +34,6 @@ constexpr int ROWS = 4;  // of a block
 constexpr int THREADS = ROWS * WARP;
 constexpr int KEPT = 4;  // chunks of a lane in registers: 16 of them
 
-PTX_INLINE float warp_sum(float value) {
-#pragma unroll
-    for (int distance = 1; distance < WARP; distance *= 2) {
-        value += shuffle_xor(value, distance);
-    }
-    return value;
-}
-
 PTX_INLINE float add_all(float sum, vec16 chunk) {
     float x[CHUNK];
     unpack(chunk, x);

@@ -118,24 +118,22 @@ template <Epilogue E> PTX_INLINE int extra_row(const LinearArgs &args, int row) 
     return E == Epilogue::EMBED ? 1 + row % args.group : row;
 }
 
-// extra -> stage, for the tile at (m0, n0). Elements outside M x N are left alone or zero.
+// extra -> stage, for the tile at (m0, n0); zeros outside M x N.
 template <class Tile, Epilogue E> PTX_INLINE void load_extra(const LinearArgs &args, fp16 *stage, int m0, int n0) {
     constexpr int ACROSS = Tile::BN / CHUNK;
     const bool aligned = rows_aligned(args.extra, args.extra_pitch);
 #pragma unroll 4
     for (int i = thread_x(); i < Tile::BM * ACROSS; i += Tile::THREADS) {
         const int row = m0 + i / ACROSS, column = n0 + i % ACROSS * CHUNK;
-        const int count = args.n - column < CHUNK ? args.n - column : CHUNK;
-        if (row >= args.m || count <= 0) {
-            continue;
-        }
+        const int left = row < args.m ? args.n - column : 0;
+        const int count = left < 0 ? 0 : left < CHUNK ? left : CHUNK;
         const fp16 *from = args.extra + static_cast<long long>(extra_row<E>(args, row)) * args.extra_pitch + column;
         fp16 *to = stage + i / ACROSS * Tile::PITCH + i % ACROSS * CHUNK;
         if (aligned) {
             cp_async_16(to, from, 2 * count);
         } else {
-            for (int j = 0; j < count; j++) {
-                to[j] = from[j];
+            for (int j = 0; j < CHUNK; j++) {
+                to[j] = j < count ? from[j] : fp16{0};
             }
         }
     }

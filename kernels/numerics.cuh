@@ -1,4 +1,4 @@
-// numerics.cuh: the arithmetic that several kernels share: activations, eight fp16 at a time, ceilings.
+// numerics.cuh: the arithmetic that several kernels share: activations, eight fp16 at a time, sums over a warp.
 //
 //     quick_gelu(x) = x σ(1.702 x) = x / (1 + e^(-1.702 x))              the tower's
 //     gelu(x)       = x Φ(x) = max(x, 0) - g(|x|),   g(a) = a Φ(-a)      the projector's; no tanh anywhere
@@ -88,6 +88,15 @@ PTX_INLINE void store_chunk(fp16 *to, vec16 from, int count) {
 // Whether every row of `pitch` elements from `first` starts at a multiple of 16 bytes.
 PTX_INLINE bool rows_aligned(const fp16 *first, long long pitch) {
     return reinterpret_cast<unsigned long long>(first) % 16 == 0 && pitch % CHUNK == 0;
+}
+
+// The sum over a warp, in every lane: a butterfly, in which all lanes form the same sums.
+PTX_INLINE float warp_sum(float value) {
+#pragma unroll
+    for (int distance = 1; distance < WARP; distance *= 2) {
+        value += shuffle_xor(value, distance);
+    }
+    return value;
 }
 
 PTX_INLINE int ceil_div(int a, int b) { return a / b + (a % b != 0); }

@@ -67,7 +67,8 @@ const char *op_name(Op op) {
     return names[static_cast<int>(op)];
 }
 
-Executor::Executor() : threads(MAX_THREADS), warps(MAX_THREADS / LANES), in_flight(MAX_SHARED / 16 + 1) {
+Executor::Executor() : threads(MAX_THREADS), warps(MAX_THREADS / LANES), in_flight(MAX_SHARED / 16 + 1),
+      cells(MAX_SHARED / CELL + 1) {
     stacks_ = map(MAX_THREADS * STACK);
     for (int i = 0; i < MAX_THREADS; i++) {
         mprotect(stacks_ + i * STACK, PAGE, PROT_NONE);  // overflow stops here
@@ -125,6 +126,7 @@ bool Executor::run(const Launch &l) {
     hot.stacks = reinterpret_cast<std::uintptr_t>(stacks_);
     hot.stacks_bytes = MAX_THREADS * STACK;
     hot.in_flight = in_flight.data();
+    launch_epoch = epoch + 1;
     bool good = true;
     for (std::uint64_t i = 0; i < blocks && good; i++) {
         block_index = Dim{static_cast<unsigned>(at % l.grid.x), static_cast<unsigned>(at / l.grid.x % l.grid.y),
@@ -141,12 +143,13 @@ bool Executor::run(const Launch &l) {
 bool Executor::run_block() {
     poison(shared, launch->shared_bytes);
     std::fill_n(in_flight.begin(), launch->shared_bytes / 16 + 1, 0);
+    first_epoch = ++epoch;
     preempt_style = static_cast<int>(random.below(3));
     const unsigned lane_style = random.below(3);
     for (unsigned w = 0; w < warp_count; w++) {
         const unsigned lanes = std::min<unsigned>(LANES, thread_count - w * LANES);
         const unsigned all = lanes == LANES ? ~0u : (1u << lanes) - 1;
-        warps[w] = Warp{all, all, 0, Op::None, nullptr, lane_style == 0 ? 0 : random.below(LANES)};
+        warps[w] = Warp{all, all, 0, Op::None, nullptr, lane_style == 0 ? 0 : random.below(LANES), 0};
     }
     for (unsigned t = 0; t < thread_count; t++) {
         Thread &thread = threads[t];
@@ -255,7 +258,7 @@ void Executor::thread_main() {
         fail(719, "exit with cp.async in flight",
              std::to_string(self->copies.size()) + " copies were never waited for; the first writes shared byte " +
                  std::to_string(self->copies[0].to - shared),
-             launch->kernel->entry);
+             self->copies[0].pc);
     }
     const unsigned bit = 1u << self->index % LANES;
     self->state = State::Done;

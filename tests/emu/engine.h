@@ -21,6 +21,7 @@
 
 #include "emu.h"
 #include "fiber.h"
+#include "races.h"
 
 namespace emu {
 
@@ -56,7 +57,8 @@ struct Launch {
     std::size_t shared_bytes;
     std::uint64_t seed;
     std::uint64_t number;  // of this launch in this process, from 1
-    std::vector<Memory *> memories;  // what the kernel may reach
+    std::vector<Memory *> memories;     // what the kernel may reach
+    std::vector<Memory *> unreachable;  // other devices without peer access
 };
 
 // What went wrong, and where. `code` is the CUDA driver's error for it.
@@ -91,6 +93,7 @@ struct AsyncCopy {
     const unsigned char *from;
     int bytes;
     unsigned group;
+    const void *pc;  // where it was issued
 };
 
 enum class State : std::uint8_t { Ready, AtCollective, AtBarrier, Done };
@@ -126,6 +129,7 @@ struct Warp {
     Op op;
     const void *pc;
     unsigned first_lane;  // lanes are tried from this one on
+    std::uint16_t step;   // warp barriers passed: see races.h
 };
 
 // What the hooks look at on every access: in thread-local storage, no indirection. All zero outside a kernel.
@@ -180,6 +184,9 @@ struct Executor {
     std::vector<Warp> warps;
     unsigned char *shared = nullptr;
     std::vector<unsigned char> in_flight;
+    // For races.h. Epochs are never used twice, so cells need no clearing.
+    std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
+    std::vector<Cell> cells;
 
   private:
     bool run_block();

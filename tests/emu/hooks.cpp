@@ -4,7 +4,7 @@
 // to memory. The sanitizer's runtime is not linked; these are the functions instead. Atomics of C++ have no hook here,
 // so a kernel that uses them does not link.
 //
-//     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there
+//     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there, no race (races.h)
 //             ─▶ a fiber's stack? ─▶ registers and locals: free
 //             ─▶ allocation of the last accesses? ─▶ inside, aligned
 //             ─▶ slow: look it up; constants of the program may be read; anything else ends the launch
@@ -16,6 +16,8 @@
 
 #include "engine.h"
 #include "memory.h"
+#include "races.h"
+#include "report.h"
 #include "warp.h"
 
 #define CALLER __builtin_return_address(0)
@@ -89,7 +91,7 @@ __attribute__((noinline, noreturn)) void under_way(std::uintptr_t address, std::
         for (const AsyncCopy &copy : ex.threads[t].copies) {
             const auto to = reinterpret_cast<std::uintptr_t>(copy.to);
             if (to < address + bytes && address < to + 16) {
-                owner = " of thread " + std::to_string(t);
+                owner = " of thread " + std::to_string(t) + " (issued at " + mark_line(copy.pc) + ")";
                 break;
             }
         }
@@ -99,6 +101,73 @@ __attribute__((noinline, noreturn)) void under_way(std::uintptr_t address, std::
                            std::to_string(address - hot.shared) + ", which a cp.async" + owner +
                            " may still be writing: wait for its group (and then a barrier) first",
                        pc);
+}
+
+// ---- races and reads of nothing, in shared memory ----
+
+std::string thread_name(unsigned thread) {
+    return "thread " + std::to_string(thread) + " (warp " + std::to_string(thread / LANES) + ")";
+}
+
+__attribute__((noinline, noreturn)) void race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes,
+                                              Access access, const void *pc) {
+    const auto *entry = static_cast<const char *>(hot.executor->launch->kernel->entry);
+    std::string other = c.reader < ONE_WARP ? thread_name(c.reader)
+                        : c.reader < SEVERAL ? "several lanes of warp " + std::to_string(c.reader & ~ONE_WARP)
+                                             : "several warps";
+    if (with_write) {
+        other = thread_name(c.writer);
+    }
+    hot.executor->fail(719, "race in shared memory",
+                       std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at shared byte " +
+                           std::to_string(address - hot.shared) + ", which " + other + (with_write ? " wrote" : " read") +
+                           " at " + mark_line(entry + (with_write ? c.write_line : c.read_line)) +
+                           " with no barrier in between",
+                       pc);
+}
+
+__attribute__((noinline, noreturn)) void nothing_there(std::uintptr_t address, std::size_t bytes, const void *pc) {
+    hot.executor->fail(719, "uninitialised shared memory",
+                       "read of " + std::to_string(bytes) + " bytes at shared byte " +
+                           std::to_string(address - hot.shared) + ", which nothing in this block has written",
+                       pc);
+}
+
+inline __attribute__((always_inline)) Moment this_moment(const void *pc) {
+    const Executor &ex = *hot.executor;
+    const auto thread = static_cast<std::uint16_t>(hot.self->index);
+    return Moment{ex.epoch, thread, ex.warps[thread / LANES].step,
+                  static_cast<std::int32_t>(static_cast<const char *>(pc) -
+                                            static_cast<const char *>(ex.launch->kernel->entry))};
+}
+
+inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, std::size_t bytes, Access access,
+                                                        const void *pc) {
+    const Moment now = this_moment(pc);
+    Cell *c = &hot.executor->cells[(address - hot.shared) / CELL];
+    if (bytes < CELL) {
+        if (access != Access::Read) {
+            c->write_epoch = now.epoch;
+            c->writer = UNTRACKED;
+        }
+        return;
+    }
+    for (Cell *end = c + bytes / CELL; c != end; c++) {
+        if (write_conflicts(*c, now)) {
+            race(*c, true, address, bytes, access, pc);
+        }
+        if (access == Access::Read) {
+            if (c->write_epoch < hot.executor->first_epoch) {
+                nothing_there(address, bytes, pc);
+            }
+            note_read(*c, now);
+        } else {
+            if (read_conflicts(*c, now)) {
+                race(*c, false, address, bytes, access, pc);
+            }
+            note_write(*c, now);
+        }
+    }
 }
 
 // Not shared, not the stack, not one of the last two allocations.
@@ -127,6 +196,14 @@ __attribute__((noinline)) void look_up(std::uintptr_t address, std::size_t bytes
                     what(access, bytes, address) + ": " + memory->describe(address), pc);
         }
     }
+    for (Memory *memory : ex.launch->unreachable) {
+        if (memory->contains(address)) {
+            ex.fail(700, "peer access",
+                    what(access, bytes, address) + ": " + memory->describe(address) + " on device " +
+                        std::to_string(memory->device()) + ", to which peer access is not enabled",
+                    pc);
+        }
+    }
     ex.fail(700, address < 4096 ? "null pointer" : "host memory in a kernel",
             what(access, bytes, address) + ": not memory that this device may reach", pc);
 }
@@ -143,6 +220,7 @@ inline __attribute__((always_inline)) void touch(std::uintptr_t address, std::si
         if (!LIKELY(hot.in_flight[(address - hot.shared) / 16] == 0)) {
             under_way(address, bytes, access, pc);
         }
+        track_shared(address, bytes, access, pc);
     } else if (LIKELY(address - hot.stacks < hot.stacks_bytes)) {
         return;
     } else {
@@ -188,6 +266,14 @@ void check_global(const void *at, int bytes, int alignment, Access access, const
     }
     if (bytes > 0) {
         touch(address, bytes, 1, access, pc);
+    }
+}
+
+void landed_in_shared(const void *at, const void *pc) {
+    Cell *c = &hot.executor->cells[(number(at) - hot.shared) / CELL];
+    const Moment now = this_moment(pc);
+    for (unsigned i = 0; i < 16 / CELL; i++) {
+        note_write(c[i], now);
     }
 }
 

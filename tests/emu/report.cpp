@@ -44,7 +44,11 @@ std::vector<Frame> look_up(const void *pc) {
         while (std::fgets(function, sizeof function, pipe) && std::fgets(place, sizeof place, pipe)) {
             function[std::strcspn(function, "\n")] = 0;
             place[std::strcspn(place, " \n")] = 0;
-            frames.push_back({function, place[0] == '.' && place[1] == '/' ? place + 2 : place});
+            const char *path = place;  // from the repository's root
+            while (path[0] == '.' && path[1] == '/') {
+                path += 2;
+            }
+            frames.push_back({function, path});
         }
         pclose(pipe);
     }

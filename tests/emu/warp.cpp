@@ -131,6 +131,7 @@ void collect(Thread *self, Op op, const void *pc) {
         }
         w.arrived = 0;
         w.ready = ~0u;
+        w.step += op == Op::Barrier ? 1 : 0;
         ex.maybe_preempt(self);
         return;
     }
@@ -225,6 +226,7 @@ void block_barrier() {
     }
     if (ex.at_barrier == ex.thread_count) {
         ex.at_barrier = 0;
+        ex.epoch++;
         for (unsigned t = 0; t < ex.thread_count; t++) {
             ex.threads[t].state = State::Ready;
         }
@@ -253,13 +255,14 @@ void cp_async_16(void *to, const void *from, int bytes) {
     poison(to, 16);
     auto *target = static_cast<unsigned char *>(to);
     hot.in_flight[(target - hot.executor->shared) / 16] = 1;
-    self->copies.push_back({target, static_cast<const unsigned char *>(from), bytes, self->group});
+    self->copies.push_back({target, static_cast<const unsigned char *>(from), bytes, self->group, pc});
 }
 
 void cp_async_commit() { hot.self->group++; }
 
 void cp_async_wait(int groups_left) {
     Thread *self = hot.self;
+    const void *pc = CALLER;
     if (self->group - self->landed <= static_cast<unsigned>(groups_left)) {
         return;
     }
@@ -276,6 +279,7 @@ void cp_async_wait(int groups_left) {
         std::memcpy(copy.to, copy.from, copy.bytes);
         std::memset(copy.to + copy.bytes, 0, 16 - copy.bytes);
         hot.in_flight[(copy.to - hot.executor->shared) / 16] = 0;
+        landed_in_shared(copy.to, pc);
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(ready));
 }

@@ -249,12 +249,14 @@ void Driver::perform_launch(Device *device, const Command &c) {
         fail(device, code, std::string("emulated device: planted failure of ") + c.kernel->name + "\n");
         return;
     }
-    std::vector<Memory *> reach{&device->memory};
-    for (Device *peer : device->peers) {
-        reach.push_back(&peer->memory);
+    std::vector<Memory *> reach{&device->memory}, beyond;
+    for (const auto &other : devices) {
+        if (other.get() != device) {
+            (device->peers.count(other.get()) != 0 ? reach : beyond).push_back(&other->memory);
+        }
     }
     const emu::Launch launch{c.kernel,       c.packed.data(), c.grid, c.block,
-                             c.shared_bytes, settings.seed,   number, reach};
+                             c.shared_bytes, settings.seed,   number, reach, beyond};
     if (!executor) {
         executor = std::make_unique<Executor>();
     }

@@ -71,18 +71,27 @@ extern "C" __global__ void micro_copy_beyond(float *out, const float *in, int n)
 extern "C" __global__ void micro_read_before(float *out, const float *in, int n) { out[thread_x()] = in[thread_x() - 1]; }
 extern "C" __global__ void micro_shared_beyond(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
-    tile[thread_x() + 1] = in[thread_x()];
+    tile[thread_x() + 193] = in[thread_x()];
     block_barrier();
     out[thread_x()] = tile[n - 1 - thread_x()];
 }
 extern "C" __global__ void micro_misaligned_16(float *out, const float *in, int n) { store_16(out + 4 * thread_x(), load_16(in + 4 * thread_x() + 1)); }
-extern "C" __global__ void micro_misaligned_4(float *out, const unsigned char *in, int n) { out[thread_x()] = *reinterpret_cast<const float *>(in + 2); }
+extern "C" __global__ void micro_misaligned_4(float *out, const float *in, int n) { out[thread_x()] = *reinterpret_cast<const float *>(reinterpret_cast<const char *>(in) + 2); }
 extern "C" __global__ void micro_misaligned_async(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
     cp_async_16(tile + 4 * thread_x(), in + 4 * thread_x() + 2, 16);
     cp_async_commit();
     cp_async_wait<0>();
     out[thread_x()] = tile[thread_x() * 4];
+}
+
+extern "C" __global__ void micro_uninitialised(float *out, const float *in, int n) {
+    PTX_SMEM(float, tile);
+    if (thread_x() != 9) {
+        tile[thread_x()] = in[thread_x()];
+    }
+    block_barrier();
+    out[thread_x()] = tile[n - 1 - thread_x()];
 }
 
 // ---- wrong: control flow ------------------------------------------------------------------------------------
