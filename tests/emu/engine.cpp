@@ -127,10 +127,11 @@ bool Executor::run(const Launch &l) {
     hot.stacks_bytes = MAX_THREADS * STACK;
     hot.in_flight = in_flight.data();
     launch_epoch = epoch + 1;
+    blocks_begun.clear();
     bool good = true;
     for (std::uint64_t i = 0; i < blocks && good; i++) {
-        block_index = Dim{static_cast<unsigned>(at % l.grid.x), static_cast<unsigned>(at / l.grid.x % l.grid.y),
-                          static_cast<unsigned>(at / l.grid.x / l.grid.y)};
+        blocks_begun.emplace_back(epoch + 1, at);
+        block_index = block_of(epoch + 1);
         random.state = (l.seed + 1) * 0x9e3779b97f4a7c15ull ^ l.number << 40 ^ at;
         good = run_block();
         at = (at + stride) % blocks;
@@ -138,6 +139,14 @@ bool Executor::run(const Launch &l) {
     hot = before;
     launch = nullptr;
     return good;
+}
+
+Dim Executor::block_of(std::uint32_t when) const {
+    const auto next = std::upper_bound(blocks_begun.begin(), blocks_begun.end(), std::make_pair(when, ~std::uint64_t{0}));
+    const std::uint64_t number = std::prev(next)->second;
+    const Dim &grid = launch->grid;
+    return Dim{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+               static_cast<unsigned>(number / grid.x / grid.y)};
 }
 
 bool Executor::run_block() {

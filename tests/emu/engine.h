@@ -132,12 +132,18 @@ struct Warp {
     std::uint16_t step;   // warp barriers passed: see races.h
 };
 
+// A live allocation.
+struct Hit {
+    std::uintptr_t base, bytes;
+    const Shadow *shadow;
+    bool holds(std::uintptr_t address, std::size_t n) const { return address - base < bytes && address - base + n <= bytes; }
+};
+
 // What the hooks look at on every access: in thread-local storage, no indirection. All zero outside a kernel.
 struct Hot {
     std::uintptr_t shared, shared_bytes;
     std::uintptr_t stacks, stacks_bytes;
-    std::uintptr_t hit, hit_bytes;      // the device allocation that was last accessed
-    std::uintptr_t older, older_bytes;  // and the one before
+    Hit hit, older;                 // the device allocation that was last accessed, and the one before
     std::int64_t budget;            // hooked accesses until the next pre-emption
     unsigned char *in_flight;       // per 16 bytes of shared memory: not 0 while a cp.async writes there
     Thread *self;
@@ -187,6 +193,8 @@ struct Executor {
     // For races.h. Epochs are never used twice, so cells need no clearing.
     std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
     std::vector<Cell> cells;
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun;  // first epoch, number of the block
+    Dim block_of(std::uint32_t epoch) const;
 
   private:
     bool run_block();

@@ -6,7 +6,7 @@
 //
 //     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there, no race (races.h)
 //             ─▶ a fiber's stack? ─▶ registers and locals: free
-//             ─▶ allocation of the last accesses? ─▶ inside, aligned
+//             ─▶ allocation of the last accesses? ─▶ inside, aligned, no race
 //             ─▶ slow: look it up; constants of the program may be read; anything else ends the launch
 //
 // Code of the harness that is compiled with the same flags passes: outside a kernel there is no running thread.
@@ -16,8 +16,8 @@
 
 #include "engine.h"
 #include "memory.h"
-#include "races.h"
 #include "report.h"
+#include "track.h"
 #include "warp.h"
 
 #define CALLER __builtin_return_address(0)
@@ -26,10 +26,6 @@
 namespace emu {
 
 namespace {
-
-const char *verb(Access access) {
-    return access == Access::Read ? "read" : access == Access::Write ? "write" : "atomic update";
-}
 
 std::string hex(std::uintptr_t address) {
     char text[32];
@@ -103,87 +99,18 @@ __attribute__((noinline, noreturn)) void under_way(std::uintptr_t address, std::
                        pc);
 }
 
-// ---- races and reads of nothing, in shared memory ----
-
-std::string thread_name(unsigned thread) {
-    return "thread " + std::to_string(thread) + " (warp " + std::to_string(thread / LANES) + ")";
-}
-
-__attribute__((noinline, noreturn)) void race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes,
-                                              Access access, const void *pc) {
-    const auto *entry = static_cast<const char *>(hot.executor->launch->kernel->entry);
-    std::string other = c.reader < ONE_WARP ? thread_name(c.reader)
-                        : c.reader < SEVERAL ? "several lanes of warp " + std::to_string(c.reader & ~ONE_WARP)
-                                             : "several warps";
-    if (with_write) {
-        other = thread_name(c.writer);
-    }
-    hot.executor->fail(719, "race in shared memory",
-                       std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at shared byte " +
-                           std::to_string(address - hot.shared) + ", which " + other + (with_write ? " wrote" : " read") +
-                           " at " + mark_line(entry + (with_write ? c.write_line : c.read_line)) +
-                           " with no barrier in between",
-                       pc);
-}
-
-__attribute__((noinline, noreturn)) void nothing_there(std::uintptr_t address, std::size_t bytes, const void *pc) {
-    hot.executor->fail(719, "uninitialised shared memory",
-                       "read of " + std::to_string(bytes) + " bytes at shared byte " +
-                           std::to_string(address - hot.shared) + ", which nothing in this block has written",
-                       pc);
-}
-
-inline __attribute__((always_inline)) Moment this_moment(const void *pc) {
-    const Executor &ex = *hot.executor;
-    const auto thread = static_cast<std::uint16_t>(hot.self->index);
-    return Moment{ex.epoch, thread, ex.warps[thread / LANES].step,
-                  static_cast<std::int32_t>(static_cast<const char *>(pc) -
-                                            static_cast<const char *>(ex.launch->kernel->entry))};
-}
-
-inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, std::size_t bytes, Access access,
-                                                        const void *pc) {
-    const Moment now = this_moment(pc);
-    Cell *c = &hot.executor->cells[(address - hot.shared) / CELL];
-    if (bytes < CELL) {
-        if (access != Access::Read) {
-            c->write_epoch = now.epoch;
-            c->writer = UNTRACKED;
-        }
-        return;
-    }
-    for (Cell *end = c + bytes / CELL; c != end; c++) {
-        if (write_conflicts(*c, now)) {
-            race(*c, true, address, bytes, access, pc);
-        }
-        if (access == Access::Read) {
-            if (c->write_epoch < hot.executor->first_epoch) {
-                nothing_there(address, bytes, pc);
-            }
-            note_read(*c, now);
-        } else {
-            if (read_conflicts(*c, now)) {
-                race(*c, false, address, bytes, access, pc);
-            }
-            note_write(*c, now);
-        }
-    }
-}
-
-// Not shared, not the stack, not one of the last two allocations.
-__attribute__((noinline)) void look_up(std::uintptr_t address, std::size_t bytes, Access access, const void *pc) {
+// Not shared, not the stack, not one of the last two allocations. True: now the last one; false: a constant.
+__attribute__((noinline)) bool look_up(std::uintptr_t address, std::size_t bytes, Access access, const void *pc) {
     Executor &ex = *hot.executor;
     for (Memory *memory : ex.launch->memories) {
         if (const Allocation *a = memory->holding(address, bytes)) {
             hot.older = hot.hit;
-            hot.older_bytes = hot.hit_bytes;
-            hot.hit = a->base;
-            hot.hit_bytes = a->bytes;
-            return;
+            hot.hit = Hit{a->base, a->bytes, &memory->shadow()};
+            return true;
         }
     }
     if (access == Access::Read && is_constant(address, bytes, ex.launch->kernel->entry)) {
-        return;
+        return false;
     }
     if (address - hot.shared + 4096 < hot.shared_bytes + 8192) {
         beyond_shared(address, bytes, access, pc);
@@ -230,10 +157,12 @@ inline __attribute__((always_inline)) void touch(std::uintptr_t address, std::si
         if (!LIKELY((address & (alignment - 1)) == 0)) {
             misaligned(address, bytes, access, alignment, pc);
         }
-        const bool known = (address - hot.hit < hot.hit_bytes && address - hot.hit + bytes <= hot.hit_bytes) ||
-                           (address - hot.older < hot.older_bytes && address - hot.older + bytes <= hot.older_bytes);
-        if (!LIKELY(known)) {
-            look_up(address, bytes, access, pc);
+        if (LIKELY(hot.hit.holds(address, bytes))) {
+            track_global(*hot.hit.shadow, address, bytes, access, pc);
+        } else if (hot.older.holds(address, bytes)) {
+            track_global(*hot.older.shadow, address, bytes, access, pc);
+        } else if (look_up(address, bytes, access, pc)) {
+            track_global(*hot.hit.shadow, address, bytes, access, pc);
         }
     }
     if (!LIKELY(--hot.budget > 0)) {
@@ -274,6 +203,7 @@ void landed_in_shared(const void *at, const void *pc) {
     const Moment now = this_moment(pc);
     for (unsigned i = 0; i < 16 / CELL; i++) {
         note_write(c[i], now);
+        c[i].write_line = now.line;
     }
 }
 

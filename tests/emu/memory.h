@@ -16,6 +16,8 @@
 #include <map>
 #include <string>
 
+#include "races.h"
+
 namespace emu {
 
 constexpr std::uint16_t POISON = 0x7fff;
@@ -32,8 +34,9 @@ struct Allocation {
 
 class Memory {
   public:
-    // `limit`: bytes that may be live at once. `host_visible`: the device's view stays open (kernel authors' harness).
-    Memory(int device, std::size_t limit, bool host_visible);
+    // `limit`: bytes that may be live at once. `host_visible`: the device's view stays open (kernel authors' harness),
+    // and what was written is not known. `races`: keep traces at all.
+    Memory(int device, std::size_t limit, bool host_visible, bool races = true);
 
     // 0 when over the limit.
     std::uintptr_t allocate(std::size_t bytes);
@@ -49,6 +52,11 @@ class Memory {
 
     bool contains(std::uintptr_t address) const { return address - base_ < RANGE; }
     unsigned char *alias(std::uintptr_t address) const { return alias_ + (address - base_); }
+    const Shadow &shadow() const { return shadow_; }
+    // A copy or fill wrote there; a copy between places of device memory carries over what was written.
+    void mark_written(std::uintptr_t address, std::size_t bytes);
+    void carry_written(std::uintptr_t to, const Memory &from_memory, std::uintptr_t from, std::size_t bytes);
+
     void open();
     void close();
 
@@ -66,6 +74,7 @@ class Memory {
     int file_ = -1;
     std::uintptr_t base_ = 0;
     unsigned char *alias_ = nullptr;
+    Shadow shadow_;
     std::size_t next_ = PAGE;
     std::size_t used_ = 0;
     int count_ = 0;

@@ -95,7 +95,7 @@ CUAPI cuInit(unsigned flags) {
         read_settings();
         d.random.state = d.settings.seed;
         for (int i = 0; i < d.settings.devices; i++) {
-            d.devices.push_back(std::make_unique<Device>(i, d.settings.memory));
+            d.devices.push_back(std::make_unique<Device>(i, d.settings.memory, d.settings.races));
         }
         install_fault_handler();
         d.initialised = true;

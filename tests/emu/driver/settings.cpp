@@ -3,6 +3,7 @@
 //     EMU_CC       8.0 (default), 8.6, 8.9, 9.0          EMU_DEVICES   1 (default) or 2
 //     EMU_SEED     orders and tempers; 0 (default)       EMU_MEMORY    bytes per device, default 4 GiB
 //     EMU_LOG      a file: one JSON line per event       EMU_ABORT     1: a kernel's fault ends the program
+//     EMU_RACES    0: no look for races and reads of nothing in device memory (they cost 8 bytes per byte touched)
 //     EMU_NO_PEER  1: the two devices cannot reach one another's memory
 //     EMU_FAIL     launch:NAME:CODE  the next launch of NAME fails with CODE when it runs (sticky)
 //                  alloc:N           the N-th device allocation from now is out of memory (several: a,b)
@@ -37,6 +38,8 @@ bool apply(const std::string &name, const char *value) {
     } else if (name == "FAIL") {
         s.fail = value;
         driver().allocations = 0;
+    } else if (name == "RACES") {
+        s.races = std::strcmp(value, "0") != 0;
     } else if (name == "NO_PEER") {
         s.no_peer = value[0] != 0 && std::strcmp(value, "0") != 0;
     } else if (name == "ABORT") {
@@ -62,7 +65,7 @@ bool apply(const std::string &name, const char *value) {
 }  // namespace
 
 void read_settings() {
-    for (const char *name : {"CC", "DEVICES", "SEED", "MEMORY", "FAIL", "ABORT", "NO_PEER", "LOG"}) {
+    for (const char *name : {"CC", "DEVICES", "SEED", "MEMORY", "FAIL", "ABORT", "NO_PEER", "RACES", "LOG"}) {
         if (const char *value = std::getenv((std::string("EMU_") + name).c_str())) {
             apply(name, value);
         }

@@ -118,7 +118,7 @@ struct Module {
 };
 
 struct Device {
-    Device(int index, std::size_t limit) : index(index), memory(index, limit, false) {
+    Device(int index, std::size_t limit, bool races) : index(index), memory(index, limit, false, races) {
         legacy.device = this;
         legacy.legacy = true;
     }
@@ -137,6 +137,7 @@ struct Settings {
     std::size_t memory = std::size_t{4} << 30;
     std::string fail;
     bool abort = false;    // on a fault of a kernel
+    bool races = true;     // look for races and reads of nothing in device memory
     bool no_peer = false;  // devices cannot reach one another
 };
 
@@ -156,7 +157,8 @@ struct Driver {
     std::string last_report;
     Random random{0};
     std::unique_ptr<Executor> executor;
-    int open = 0;
+    int rounds = 0;              // of work under way: see work.cpp
+    std::set<Memory *> opened;   // to kernels, until the round ends
 
     // ---- work.cpp ----
     // Appends to the stream, or to the graph that it captures. The code to return.

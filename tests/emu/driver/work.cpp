@@ -118,7 +118,22 @@ void Driver::occasion() {
 
 // ---- doing --------------------------------------------------------------------------------------------------
 
+// Changing the protection of memory costs; so it stays open from the first launch to the end of a round of work.
+struct Round {
+    Driver &d;
+    explicit Round(Driver &driver) : d(driver) { d.rounds++; }
+    ~Round() {
+        if (--d.rounds == 0) {
+            for (Memory *memory : d.opened) {
+                memory->close();
+            }
+            d.opened.clear();
+        }
+    }
+};
+
 void Driver::finish(std::uint64_t work) {
+    const Round round(*this);
     while (!done(work)) {
         Stream *stream = pending[work];
         // What stands before it in its stream, then it; each with what it names.
@@ -133,6 +148,7 @@ void Driver::finish(std::uint64_t work) {
 }
 
 void Driver::finish_stream(Stream *stream) {
+    const Round round(*this);
     finish(stream->last);
     if (stream->legacy) {  // waiting for it is waiting for the blocking ones too
         for (Stream *other : std::vector<Stream *>(streams.begin(), streams.end())) {
@@ -144,6 +160,7 @@ void Driver::finish_stream(Stream *stream) {
 }
 
 void Driver::finish_device(Device *device) {
+    const Round round(*this);
     std::vector<Stream *> all{&device->legacy};
     for (Stream *s : streams) {
         if (s->device == device) {
@@ -163,6 +180,7 @@ void Driver::advance(std::uint64_t work) {
     if (done(work)) {
         return;
     }
+    const Round round(*this);
     // Down to something that waits for nothing.
     for (;;) {
         Stream *stream = pending[work];
@@ -199,6 +217,11 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
                                                             : reinterpret_cast<const void *>(from);
             void *target = c.to.memory != nullptr ? c.to.memory->alias(to) : reinterpret_cast<void *>(to);
             std::memmove(target, source, c.bytes);
+            if (c.to.memory != nullptr && c.from.memory != nullptr) {
+                c.to.memory->carry_written(to, *c.from.memory, from, c.bytes);
+            } else if (c.to.memory != nullptr) {
+                c.to.memory->mark_written(to, c.bytes);
+            }
         }
         return;
     case Command::Fill:
@@ -207,6 +230,7 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
             for (std::size_t i = 0; i < c.bytes; i += c.unit) {
                 std::memcpy(target + i, &c.value, c.unit);
             }
+            c.to.memory->mark_written(c.to.address + row * c.to.pitch, c.bytes);
         }
         return;
     case Command::Record:
@@ -261,12 +285,11 @@ void Driver::perform_launch(Device *device, const Command &c) {
         executor = std::make_unique<Executor>();
     }
     for (Memory *memory : reach) {
-        memory->open();
+        if (opened.insert(memory).second) {
+            memory->open();
+        }
     }
     const bool good = executor->run(launch);
-    for (Memory *memory : reach) {
-        memory->close();
-    }
     if (!good) {
         fail(device, executor->fault.code, executor->fault.report);
         log_line("fault", "\"kernel\":" + json(c.kernel->name) + ",\"kind\":" + json(executor->fault.kind) +

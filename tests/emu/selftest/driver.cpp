@@ -275,6 +275,9 @@ void sticky() {
     CHECK(holds(report(), "micro.cu:"));
     CHECK(call("cuCtxSynchronize") == ILLEGAL_ADDRESS && launch("micro_copy", b, a, 64, nullptr) == ILLEGAL_ADDRESS);
     call("emu_heal");
+    CHECK(launch("micro_copy", a, b, 64, nullptr) == SUCCESS);  // nothing ever wrote b
+    CHECK(call("cuCtxSynchronize") == LAUNCH_FAILED && holds(report(), "uninitialised memory"));
+    call("emu_heal");
     CHECK(launch("micro_misaligned_16", b, a, 64, nullptr) == SUCCESS);
     CHECK(call("cuCtxSynchronize") == MISALIGNED_ADDRESS);
     call("emu_heal");

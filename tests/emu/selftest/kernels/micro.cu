@@ -51,6 +51,34 @@ extern "C" __global__ void micro_count(unsigned *count, unsigned long long *leas
 
 extern "C" __global__ void micro_gemm(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<NONE>(d, a, b, n, k); }
 
+// Neighbouring lanes exchange through shared memory, ordered by the warp's own barrier.
+template <bool BARRIER> PTX_INLINE void exchange(float *out, const float *in) {
+    PTX_SMEM(float, tile);
+    for (int round = 0; round < 3; round++) {
+        tile[thread_x()] = in[thread_x()] + static_cast<float>(round);
+        if (BARRIER) {
+            warp_barrier();
+        }
+        out[thread_x()] = tile[thread_x() ^ 1];
+        if (BARRIER) {
+            warp_barrier();
+        }
+    }
+}
+extern "C" __global__ void micro_exchange(float *out, const float *in, int n) { exchange<true>(out, in); }
+
+// Through global memory and a barrier, in place, one block: out[i] = out[n - 1 - i] of before.
+template <bool BARRIER> PTX_INLINE void reverse_in_place(float *out, const float *in, int n) {
+    out[thread_x()] = in[thread_x()];
+    block_barrier();
+    const float x = out[n - 1 - thread_x()];
+    if (BARRIER) {
+        block_barrier();
+    }
+    out[thread_x()] = x;
+}
+extern "C" __global__ void micro_reverse_in_place(float *out, const float *in, int n) { reverse_in_place<true>(out, in, n); }
+
 // ---- wrong: values or races ---------------------------------------------------------------------------------
 
 extern "C" __global__ void micro_reverse_no_barrier(float *out, const float *in, int n) { reverse<false>(out, in, n); }
@@ -59,6 +87,21 @@ extern "C" __global__ void micro_gemm_early_refill(fp16 *d, const fp16 *a, const
 extern "C" __global__ void micro_gemm_wait_off(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<WAIT_OFF_BY_ONE>(d, a, b, n, k); }
 extern "C" __global__ void micro_gemm_swizzle(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<WRONG_SWIZZLE>(d, a, b, n, k); }
 extern "C" __global__ void micro_gemm_beyond(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<BEYOND_N>(d, a, b, n, k); }
+
+extern "C" __global__ void micro_exchange_no_barrier(float *out, const float *in, int n) { exchange<false>(out, in); }
+extern "C" __global__ void micro_in_place_no_barrier(float *out, const float *in, int n) { reverse_in_place<false>(out, in, n); }
+// Blocks of one launch: two write the same place; one reads what another writes; one writes what another read.
+extern "C" __global__ void micro_blocks_write(float *out, const float *in, int n) { out[thread_x() % n] = in[thread_x()]; }
+extern "C" __global__ void micro_blocks_read(float *out, const float *in, int n) {
+    const int i = block_x() * 16 + thread_x();
+    out[i] = in[i] + (block_x() == 1 && thread_x() == 0 ? out[0] : 0.0f);
+}
+extern "C" __global__ void micro_blocks_shift(float *out, const float *in, int n) {
+    const int i = block_x() * 16 + thread_x();
+    const float x = out[i + 1 < n ? i + 1 : i];
+    block_barrier();
+    out[i] = x + in[i];
+}
 
 // ---- wrong: addresses ---------------------------------------------------------------------------------------
 
