@@ -59,6 +59,11 @@ pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "cuda/disabled.rs"]
+pub mod cuda;
 pub mod encoder;
 pub mod error;
 pub mod features;

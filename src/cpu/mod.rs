@@ -29,11 +29,11 @@ pub mod bench;
 mod epilogue;
 mod layer_norm;
 mod linear;
-mod patches;
+pub(crate) mod patches;
 mod scratch;
 mod simd;
 #[cfg(test)]
-mod testkit;
+pub(crate) mod testkit;
 mod tile;
 mod tower;
 

@@ -30,6 +30,12 @@ impl PixelTable {
         }))
     }
 
+    /// All values, channel by channel: `[3 · 256]`.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "for other devices"))]
+    pub(crate) fn values(&self) -> &[f16] {
+        self.0.as_flattened()
+    }
+
     /// Cuts `image`, of `grid · patch` pixels each way, into `patches`, `[grid², 3 · patch²]`.
     pub(crate) fn cut(&self, image: RgbView<'_>, grid: usize, patch: usize, patches: &mut [f16]) {
         let len = 3 * patch * patch;

@@ -1,0 +1,134 @@
+//! Launches `kernels/attention_sm80.cu`: `softmax(Q Kᵀ / 8) V` per image and head, from packed QKV.
+
+use std::sync::Arc;
+
+use half::f16;
+
+use super::driver::{DevicePtr, Module, Stream};
+use super::launch::{Entry, Kernel, contract, int, launch, parameters};
+use super::matrix::Matrix;
+use crate::config::HEAD_SIZE;
+use crate::error::Result;
+
+parameters! {
+    /// Of `attention`.
+    pub(crate) struct AttentionParameters {
+        out: DevicePtr<f16>, // [B · T, C]
+        qkv: DevicePtr<f16>, // [B · T, 3C]
+        tokens: i32,
+        heads: i32,
+        qkv_pitch: i32,
+        out_pitch: i32,
+    }
+}
+
+/// Queries of a block: both give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queries {
+    /// 128: each key and value is read half as often.
+    Many,
+    /// 64: more blocks, for few heads and images.
+    Few,
+}
+
+impl Queries {
+    /// Their number.
+    pub(crate) const fn count(self) -> usize {
+        match self {
+            Self::Many => 128,
+            Self::Few => 64,
+        }
+    }
+}
+
+/// Keys of a tile, two of which, and of values, are in shared memory beside the queries (attention_sm80.cu).
+const KEYS: usize = 112;
+
+const fn entry(name: &'static str, queries: Queries) -> Entry {
+    Entry { name, threads: 128, shared: ((queries.count() + 4 * KEYS) * HEAD_SIZE * 2) as u32 }
+}
+
+/// Many queries, few queries.
+pub(crate) const ENTRIES: [Entry; 2] =
+    [entry("attention_128", Queries::Many), entry("attention", Queries::Few)];
+
+/// The loaded kernels.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    kernels: [Kernel<AttentionParameters>; 2],
+}
+
+impl Attention {
+    /// Finds the kernels in attention_sm80's module.
+    pub(crate) fn load(module: &Arc<Module>) -> Result<Self> {
+        let [many, few] = ENTRIES.map(|entry| Kernel::load(module, entry));
+        Ok(Self { kernels: [many?, few?] })
+    }
+
+    /// Enqueues attention over images of `tokens` rows each, in the blocks that are done first on the stream's
+    /// device.
+    pub(crate) fn enqueue(&self, stream: &Stream, out: &Matrix, qkv: &Matrix, tokens: usize) -> Result<()> {
+        let pairs = out.rows / tokens.max(1) * (out.columns / HEAD_SIZE);
+        let queries = choose_queries(tokens, pairs, stream.context().multiprocessors() as usize);
+        self.enqueue_in(stream, queries, out, qkv, tokens)
+    }
+
+    /// Enqueues attention in given blocks.
+    pub(crate) fn enqueue_in(
+        &self,
+        stream: &Stream,
+        queries: Queries,
+        out: &Matrix, // [B · T, C]
+        qkv: &Matrix, // [B · T, 3C]
+        tokens: usize,
+    ) -> Result<()> {
+        let kernel = &self.kernels[usize::from(queries == Queries::Few)];
+        let name = kernel.name();
+        let width = out.columns;
+        contract!(
+            name,
+            tokens > 0 && out.rows.is_multiple_of(tokens),
+            "{} rows, {tokens} an image",
+            out.rows
+        );
+        let whole = width > 0 && width.is_multiple_of(HEAD_SIZE);
+        contract!(name, whole, "{width} channels in heads of {HEAD_SIZE}");
+        out.check(name, "out")?;
+        out.check_vectors(name, "out")?;
+        qkv.check(name, "qkv")?;
+        qkv.check_vectors(name, "qkv")?;
+        contract!(name, qkv.columns == 3 * width, "qkv has {} columns for {width} channels", qkv.columns);
+        contract!(name, qkv.rows == out.rows, "{} rows of qkv, {} of out", qkv.rows, out.rows);
+        if out.rows == 0 {
+            return Ok(());
+        }
+        let (images, heads) = (out.rows / tokens, width / HEAD_SIZE);
+        let parameters = AttentionParameters {
+            out: out.span.ptr(),
+            qkv: qkv.span.ptr(),
+            tokens: int(name, "tokens", tokens)?,
+            heads: int(name, "heads", heads)?,
+            qkv_pitch: int(name, "qkv_pitch", qkv.pitch)?,
+            out_pitch: int(name, "out_pitch", out.pitch)?,
+        };
+        let grid = [tokens.div_ceil(queries.count()), heads, images];
+        // SAFETY: the contract was checked; matrices vouch for the memory.
+        unsafe { launch(stream, kernel, grid, &parameters) }
+    }
+}
+
+/// Chooses the blocks that are done first, for so many pairs of image and head: by waves over the
+/// multiprocessors, which hold three small blocks or two large ones at a time.
+///
+/// The rate of small blocks, 0.85 of the large ones', is an estimate: keys and values go through shared memory
+/// twice as often for a multiplication.
+pub(crate) fn choose_queries(tokens: usize, pairs: usize, multiprocessors: usize) -> Queries {
+    let cost = |queries: Queries, at_a_time: usize, per_mille: usize| {
+        let blocks = tokens.div_ceil(queries.count()) * pairs;
+        blocks.div_ceil(at_a_time * multiprocessors.max(1)) * at_a_time * queries.count() * 1000 / per_mille
+    };
+    if cost(Queries::Few, 3, 850) < cost(Queries::Many, 2, 1000) { Queries::Few } else { Queries::Many }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! The CUDA backend: hand-written kernels for NVIDIA GPUs, from compute capability 8.0 up.
+//!
+//! ```text
+//!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …       tower.rs says in which order
+//!      │          └──── matrix ─────────┬────────────┘                          weights.rs what with
+//!   resize                           launch      one unsafe function, contracts checked before it
+//!                                       │
+//!                                    driver      context, streams, memory, modules, graphs
+//!                                       │
+//!   kernels/x.cu ─ build.rs ─▶ images ──┘        one fat binary per file, none where there was no nvcc
+//! ```
+//!
+//! `x.rs` launches `kernels/x.cu` and checks the contract in its header, in its order. `disabled.rs` is this
+//! module's other self, for builds without the feature `cuda`.
+//!
+//! What holds: stages, rounding points and order of sums are those of [`crate::cpu`]; an image's rows depend on
+//! neither its batch nor its place in it nor the tile that was chosen.
+
+#![allow(dead_code, reason = "the backend that stands on these parts comes next")]
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+
+pub(crate) mod attention;
+pub(crate) mod driver;
+pub(crate) mod images;
+pub(crate) mod launch;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod matrix;
+pub(crate) mod patches;
+pub(crate) mod tower;
+pub(crate) mod weights;
+
+#[cfg(test)]
+mod budget;
+#[cfg(test)]
+mod testkit;
+#[cfg(test)]
+mod tests;
+
+use attention::Attention;
+use driver::{Context, Module};
+use images::Image;
+use layer_norm::LayerNorm;
+use linear::Linear;
+use patches::Patches;
+
+/// Names GPU `ordinal`, after checking that this build can use it.
+///
+/// # Errors
+/// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or broken.
+pub fn describe(ordinal: usize) -> Result<String> {
+    Ok(Gpu::open(ordinal)?.describe())
+}
+
+/// A GPU with all kernels loaded.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    pub(crate) context: Arc<Context>,
+    pub(crate) kernels: Kernels,
+}
+
+impl Gpu {
+    /// Opens GPU `ordinal` and loads the kernels of this build.
+    ///
+    /// # Errors
+    /// As [`describe`].
+    pub(crate) fn open(ordinal: usize) -> Result<Self> {
+        if images::IMAGES.is_empty() {
+            return Err(Error::Device {
+                device: format!("cuda:{ordinal}"),
+                problem: "this build has no CUDA kernels: there was no nvcc when it was made".into(),
+                remedy: "In the checkout, run `bash kernels/fetch-nvcc` and build again (or let NVCC or \
+                         CUDA_HOME point to CUDA 12.8 or later); or use `cpu`"
+                    .into(),
+            });
+        }
+        Self::open_with(ordinal, images::IMAGES)
+    }
+
+    /// Opens GPU `ordinal` and loads the kernels of `images`.
+    ///
+    /// # Errors
+    /// As [`describe`].
+    pub(crate) fn open_with(ordinal: usize, images: &'static [Image]) -> Result<Self> {
+        let context = Context::open(ordinal)?;
+        let kernels = Kernels::load(&context, images)?;
+        let gpu = Self { context, kernels };
+        tracing::info!(device = gpu.describe(), "CUDA kernels loaded");
+        Ok(gpu)
+    }
+
+    /// Names the device and the kernels: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
+    pub(crate) fn describe(&self) -> String {
+        let (major, minor) = self.context.capability();
+        let (ordinal, name) = (self.context.ordinal(), self.context.name());
+        format!("cuda:{ordinal} ({name}, {major}.{minor}, sm80 kernels)")
+    }
+}
+
+/// All kernels, loaded and compared with what Rust takes them for.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    pub(crate) linear: Linear,
+    pub(crate) attention: Attention,
+    pub(crate) layer_norm: LayerNorm,
+    pub(crate) patches: Patches,
+}
+
+impl Kernels {
+    fn load(context: &Arc<Context>, images: &'static [Image]) -> Result<Self> {
+        let module = |name: &str| {
+            let image = images.iter().find(|image| image.name == name);
+            let image =
+                image.ok_or_else(|| Error::Internal(format!("no image of the kernels in {name}.cu")))?;
+            Module::load(context, name, image.bytes)
+        };
+        Ok(Self {
+            linear: Linear::load(&module("linear_sm80")?)?,
+            attention: Attention::load(&module("attention_sm80")?)?,
+            layer_norm: LayerNorm::load(&module("layer_norm")?)?,
+            patches: Patches::load(&module("patches")?)?,
+        })
+    }
+}
+
+/// What each launch of each kernel has in common.
+pub(crate) fn entries() -> Vec<launch::Entry> {
+    let mut entries = linear::ENTRIES.concat();
+    entries.extend(attention::ENTRIES);
+    entries.extend([layer_norm::ENTRY, patches::ENTRY]);
+    entries
+}

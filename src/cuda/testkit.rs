@@ -1,0 +1,146 @@
+//! What the tests of the CUDA parts share: a device, memory on it, comparisons.
+//!
+//! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks for
+//! the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use half::f16;
+
+use super::driver::{DeviceMemory, Span, Stream};
+use super::images::Image;
+use super::matrix::Matrix;
+use super::{Gpu, images};
+
+pub(crate) use crate::cpu::testkit::{
+    Model, Random, bits, erfc, least_cosine, poison, relative_l2, ulps, wide,
+};
+
+/// Asks for the machine's own GPU.
+fn on_real_gpu() -> bool {
+    std::env::var_os("IMAGEHERE_TEST_GPU").is_some_and(|value| value == "1")
+}
+
+/// Opens the device of the tests, once.
+pub(crate) fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| {
+        if on_real_gpu() {
+            return Gpu::open(0).unwrap();
+        }
+        load_emulator();
+        Gpu::open_with(0, images()).unwrap()
+    })
+}
+
+/// Builds the emulated device and loads it, once: who asks for the driver from now on gets it.
+pub(crate) fn load_emulator() {
+    static LOADED: OnceLock<()> = OnceLock::new();
+    LOADED.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let built = Command::new("bash").arg(root.join("tests/emu/build")).status().unwrap();
+        assert!(built.success(), "tests/emu/build: {built}");
+        let path = root.join("target/emu/libcuda.so");
+        // SAFETY: a library of this repository's own; it is never unloaded.
+        let library = unsafe { libloading::Library::new(&path) };
+        std::mem::forget(library.unwrap_or_else(|error| panic!("{}: {error}", path.display())));
+    });
+}
+
+/// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a magic
+/// number alone: so these tests need no nvcc.
+pub(crate) fn images() -> &'static [Image] {
+    /// Begins a fat binary.
+    const MAGIC: u32 = 0xba55_ed50;
+    static IMAGES: OnceLock<Vec<Image>> = OnceLock::new();
+    if on_real_gpu() {
+        return images::IMAGES;
+    }
+    IMAGES.get_or_init(|| {
+        let mut bytes = vec![0; 64];
+        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        let bytes: &'static [u8] = bytes.leak();
+        images::STEMS.iter().map(|&name| Image { name, bytes }).collect()
+    })
+}
+
+/// A stream and memory for one test.
+pub(crate) struct Bench {
+    pub(crate) gpu: &'static Gpu,
+    pub(crate) stream: Stream,
+}
+
+/// Memory on the device, kept for the length of a test.
+pub(crate) struct Array {
+    memory: DeviceMemory,
+    len: usize, // fp16
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let gpu = gpu();
+        Self { gpu, stream: Stream::new(&gpu.context).unwrap() }
+    }
+
+    /// Allocates and fills with `values`.
+    pub(crate) fn array(&self, values: &[f16]) -> Array {
+        let memory = DeviceMemory::new(&self.gpu.context, size_of_val(values), "a test").unwrap();
+        let array = Array { memory, len: values.len() };
+        self.stream.upload_and_wait(array.span(), values).unwrap();
+        array
+    }
+
+    /// `[rows, columns]` from `values`, rows `pitch` apart with `between` between them.
+    pub(crate) fn matrix(
+        &self,
+        values: &[f16],
+        columns: usize,
+        pitch: usize,
+        between: f16,
+    ) -> (Array, Matrix) {
+        let rows = values.len() / columns;
+        let mut padded = vec![between; rows * pitch];
+        for (padded, row) in padded.chunks_exact_mut(pitch).zip(values.chunks_exact(columns)) {
+            padded[..columns].copy_from_slice(row);
+        }
+        let array = self.array(&padded);
+        let matrix = Matrix::new(array.span(), rows, columns, pitch).unwrap();
+        (array, matrix)
+    }
+
+    /// `[rows, columns]` that hold nothing but poison.
+    pub(crate) fn poisoned(&self, rows: usize, columns: usize, pitch: usize) -> (Array, Matrix) {
+        self.matrix(&poison(rows * columns), columns, pitch, f16::NAN)
+    }
+
+    /// All elements, after the work given to the stream.
+    pub(crate) fn read(&self, array: &Array) -> Vec<f16> {
+        let mut values = vec![f16::ZERO; array.len];
+        self.stream.download_and_wait(array.span(), &mut values).unwrap();
+        values
+    }
+
+    /// The rows of a matrix; what lies between them must be what [`Bench::matrix`] left there.
+    #[track_caller]
+    pub(crate) fn rows(&self, array: &Array, matrix: &Matrix, between: f16) -> Vec<f16> {
+        let all = self.read(array);
+        let mut rows = Vec::with_capacity(matrix.rows * matrix.columns);
+        for row in all.chunks_exact(matrix.pitch) {
+            rows.extend_from_slice(&row[..matrix.columns]);
+            assert!(
+                row[matrix.columns..].iter().all(|x| x.to_bits() == between.to_bits()),
+                "between the rows"
+            );
+        }
+        rows
+    }
+}
+
+impl Array {
+    pub(crate) fn span(&self) -> Span<f16> {
+        // SAFETY: tests keep arrays until they have read the results.
+        unsafe { self.memory.span() }.cast().unwrap()
+    }
+}

@@ -1,0 +1,74 @@
+use super::driver::DevicePtr;
+use super::launch::{Entry, Kernel, parameters};
+use super::testkit::{Bench, gpu};
+use super::*;
+
+parameters! {
+    /// `layer_norm`, as somebody might remember it.
+    struct Swapped {
+        y: DevicePtr<half::f16>,
+        x: DevicePtr<half::f16>,
+        weight: DevicePtr<half::f16>,
+        rows: i32,
+        width: i32,
+        bias: DevicePtr<half::f16>,
+        pitch: i32,
+        eps: f32,
+    }
+}
+
+parameters! {
+    /// `layer_norm` without its last parameter.
+    struct Short {
+        y: DevicePtr<half::f16>,
+        x: DevicePtr<half::f16>,
+        weight: DevicePtr<half::f16>,
+        bias: DevicePtr<half::f16>,
+        rows: i32,
+        width: i32,
+        pitch: i32,
+    }
+}
+
+#[test]
+fn names_the_device() {
+    let name = gpu().describe();
+    assert!(name.starts_with("cuda:0 (") && name.ends_with(", sm80 kernels)"), "{name}");
+}
+
+#[test]
+fn parameters_are_compared_with_the_kernel() {
+    let gpu = gpu();
+    let images = super::testkit::images();
+    let image = images.iter().find(|image| image.name == "layer_norm").unwrap();
+    let module = Module::load(&gpu.context, image.name, image.bytes).unwrap();
+    let error = Kernel::<Swapped>::load(&module, layer_norm::ENTRY).unwrap_err().to_string();
+    assert!(error.contains("launch of layer_norm: parameter 3 (`rows`) is 4 bytes at 24 here"), "{error}");
+    let error = Kernel::<Short>::load(&module, layer_norm::ENTRY).unwrap_err().to_string();
+    assert!(error.contains("more than 7 parameters"), "{error}");
+    let entry = Entry { name: "no_such_kernel", ..layer_norm::ENTRY };
+    let error = Kernel::<Short>::load(&module, entry).unwrap_err().to_string();
+    assert!(error.contains("no kernel `no_such_kernel`"), "{error}");
+}
+
+#[test]
+fn a_missing_image_is_named() {
+    let error = Kernels::load(&gpu().context, &[]).unwrap_err().to_string();
+    assert!(error.contains("no image of the kernels in linear_sm80.cu"), "{error}");
+}
+
+#[test]
+fn launches_outside_the_grid_are_refused() {
+    let bench = Bench::new();
+    let kernel = &bench.gpu.kernels.layer_norm;
+    let _ = kernel;
+    let name = "x";
+    assert!(launch::int(name, "rows", 1 << 31).is_err() && launch::int(name, "rows", (1 << 31) - 1).is_ok());
+}
+
+#[test]
+#[cfg_attr(has_kernels, ignore = "this build has kernels")]
+fn without_kernels_it_says_what_to_run() {
+    let error = describe(0).unwrap_err().to_string();
+    assert!(error.contains("no CUDA kernels") && error.contains("kernels/fetch-nvcc"), "{error}");
+}

@@ -1,0 +1,182 @@
+//! The CLIP tower and the projector on the device: the launches of [`crate::cpu`]'s tower, in its order.
+//!
+//! ```text
+//!   patches ──▶ patch embedding + positions + class row ──▶ pre-norm ──▶ hidden [B · T, C]
+//!                                                                          │
+//!   per block:  hidden ─ norm1 ─ qkv ─ attention ─ out ─(+)─▶ hidden ─ norm2 ─ fc1 quick_gelu ─ fc2 ─(+)─▶ hidden
+//!                                                                          │
+//!   rows 1.. of each image ─ projector hidden gelu ─ projector out ──▶ every slot of the image, in place
+//! ```
+//!
+//! `4 + 7 · layers` launches for any number of images, none of them with a size or an address that depends on
+//! the prompt: slots are read from a table in device memory. So one captured graph serves every prompt.
+
+use half::f16;
+
+use super::Kernels;
+use super::driver::{DeviceMemory, Stream};
+use super::linear::{Epilogue, Input, SlotTable};
+use super::matrix::{Matrix, VECTOR};
+use super::weights::DeviceWeights;
+use crate::backend::Stage;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// Device memory for the stages of as many images as it was made for.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    images: usize,
+    patches: Matrix, // [B · P, 3·patch²]
+    hidden: Matrix,  // [B · T, C], the residual stream
+    mixed: Matrix,   // [B · T, C], after a norm, or after attention
+    qkv: Matrix,     // [B · T, 3C]
+    mlp: Matrix,     // [B · T, F]
+    inner: Matrix,   // [B · P, projector width]
+    memory: DeviceMemory,
+}
+
+impl Workspace {
+    /// Bytes that a workspace for `images` takes.
+    pub(crate) fn bytes(config: &ModelConfig, images: usize) -> usize {
+        Places::new(config, images).end * size_of::<f16>()
+    }
+
+    /// Allocates for up to `images`, zeroed, and waits for that. `None` says that there is no room.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails.
+    pub(crate) fn if_room(stream: &Stream, config: &ModelConfig, images: usize) -> Result<Option<Self>> {
+        let places = Places::new(config, images);
+        let bytes = places.end * size_of::<f16>();
+        let Some(memory) = DeviceMemory::if_room(stream.context(), bytes)? else { return Ok(None) };
+        // SAFETY: the memory lives as long as the matrices beside it, whose holder keeps them for as long as
+        // anything is enqueued with them.
+        let span = unsafe { memory.span() };
+        // Columns between a matrix' width and its pitch are read, and must be finite: nobody writes them.
+        stream.fill(span, 0)?;
+        stream.synchronize()?;
+        let span = span.cast::<f16>()?;
+        let [patches, hidden, mixed, qkv, mlp, inner] = places.parts.map(|place| {
+            let Place { at, rows, columns } = place;
+            let pitch = columns.next_multiple_of(VECTOR);
+            Matrix::new(span.slice(at..at + rows * pitch)?, rows, columns, pitch)
+        });
+        let (patches, hidden, mixed) = (patches?, hidden?, mixed?);
+        Ok(Some(Self { images, patches, hidden, mixed, qkv: qkv?, mlp: mlp?, inner: inner?, memory }))
+    }
+
+    /// The most images that fit.
+    pub(crate) fn images(&self) -> usize {
+        self.images
+    }
+
+    /// Where the patches of image `i` go before [`enqueue_tower`], `[P, 3·patch²]`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if there is no room for so many images.
+    pub(crate) fn patches_of(&self, i: usize) -> Result<Matrix> {
+        let patches = self.patches.rows / self.images.max(1);
+        self.patches.rows(i * patches, patches)
+    }
+}
+
+/// A matrix' part of the workspace.
+#[derive(Clone, Copy)]
+struct Place {
+    at: usize, // elements
+    rows: usize,
+    columns: usize,
+}
+
+/// Where the workspace's matrices lie, and where it ends.
+struct Places {
+    parts: [Place; 6],
+    end: usize, // elements
+}
+
+impl Places {
+    /// QKV, MLP and projector are never needed at the same time and share a place. One whose rows are padded
+    /// has its own: what another leaves in the padding need not be finite.
+    fn new(config: &ModelConfig, images: usize) -> Self {
+        let ModelConfig { tokens, patches, width, mlp_width, projector_width, .. } = *config;
+        let mut end = 0;
+        let mut take = |rows: usize, columns: usize| {
+            let at = end;
+            end = (at + rows * columns.next_multiple_of(VECTOR)).next_multiple_of(128);
+            Place { at, rows, columns }
+        };
+        let of_patches = take(images * patches, config.patch_len());
+        let hidden = take(images * tokens, width);
+        let mixed = take(images * tokens, width);
+        let wide =
+            [(images * tokens, 3 * width), (images * tokens, mlp_width), (images * patches, projector_width)];
+        let shared = wide.map(|(rows, columns)| if columns % VECTOR == 0 { rows * columns } else { 0 });
+        let shared = take(1, shared.into_iter().max().unwrap_or(0).next_multiple_of(VECTOR));
+        let [qkv, mlp, inner] = wide.map(|(rows, columns)| match columns % VECTOR {
+            0 => Place { at: shared.at, rows, columns },
+            _ => take(rows, columns),
+        });
+        Self { parts: [of_patches, hidden, mixed, qkv, mlp, inner], end }
+    }
+}
+
+/// Enqueues tower and projector for the first `images` images of the workspace, from their patches to all their
+/// slots.
+///
+/// `after` is called when a stage is enqueued, with the matrix that will hold it; `|_, _| Ok(())` where nobody
+/// looks. Only enqueues: the result is there when the stream is done, and the call may be captured.
+///
+/// # Errors
+/// [`Error::Internal`] if there is no room for so many images, or a contract is broken; [`Error::Device`] if the
+/// driver fails; those of `after`.
+#[expect(clippy::too_many_arguments, reason = "each is another thing; a struct would only rename the list")]
+pub(crate) fn enqueue_tower(
+    stream: &Stream,
+    kernels: &Kernels,
+    config: &ModelConfig,
+    weights: &DeviceWeights,
+    workspace: &Workspace,
+    images: usize,
+    slots: &SlotTable,
+    after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>,
+) -> Result<()> {
+    if images > workspace.images {
+        return Err(Error::Internal(format!("{images} images in a workspace for {}", workspace.images)));
+    }
+    let ModelConfig { patches, tokens, .. } = *config;
+    let of_patches = workspace.patches.first(images * patches)?;
+    let hidden = workspace.hidden.first(images * tokens)?;
+    let mixed = workspace.mixed.first(images * tokens)?;
+    let qkv = workspace.qkv.first(images * tokens)?;
+    let mlp = workspace.mlp.first(images * tokens)?;
+    let inner = workspace.inner.first(images * patches)?;
+    let Kernels { linear, attention, layer_norm, .. } = kernels;
+
+    after(Stage::Patches, &of_patches)?;
+    let embed = Epilogue::Embed { out: &hidden, positions: &weights.positions, patches };
+    linear.enqueue(stream, Input::All(&of_patches), &weights.patch_embedding, &embed)?;
+    layer_norm.enqueue(stream, &hidden, &hidden, &weights.pre_norm)?;
+    after(Stage::Embedded, &hidden)?;
+
+    let add_to_hidden = Epilogue::Residual { out: &hidden, residual: &hidden };
+    for (i, layer) in weights.layers.iter().enumerate() {
+        layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm1)?;
+        linear.enqueue(stream, Input::All(&mixed), &layer.qkv, &Epilogue::Bias(&qkv))?;
+        attention.enqueue(stream, &mixed, &qkv, tokens)?;
+        linear.enqueue(stream, Input::All(&mixed), &layer.out, &add_to_hidden)?;
+
+        layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm2)?;
+        linear.enqueue(stream, Input::All(&mixed), &layer.fc1, &Epilogue::QuickGelu(&mlp))?;
+        linear.enqueue(stream, Input::All(&mlp), &layer.fc2, &add_to_hidden)?;
+        after(Stage::Layer(i), &hidden)?;
+    }
+
+    let features = Input::WithoutClass(&hidden, patches);
+    linear.enqueue(stream, features, &weights.projector_hidden, &Epilogue::Gelu(&inner))?;
+    after(Stage::ProjectorHidden, &inner)?;
+    let scatter = Epilogue::Scatter { table: slots, patches };
+    linear.enqueue(stream, Input::All(&inner), &weights.projector_out, &scatter)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The whole tower against the CPU's.
+
+use half::f16;
+
+use super::*;
+use crate::backend::{Backend, Observer, TokenEmbeddings};
+use crate::cpu::CpuBackend;
+use crate::cuda::linear::SlotRows;
+use crate::cuda::linear::tests::Slots;
+use crate::cuda::testkit::{Bench, Model, Random, bits, least_cosine, poison, relative_l2, wide};
+use crate::image::RgbImage;
+use crate::sequence::RowsMut;
+
+/// Grid 5: T = 26. MLP and projector whose rows are padded.
+fn model() -> Model {
+    Model::random((5, 4, 128, 2, 200, 100, 72), 5)
+}
+
+/// An embedding that nobody asks.
+#[derive(Debug)]
+struct NoTable(usize);
+
+impl TokenEmbeddings for NoTable {
+    fn rows(&self) -> usize {
+        300
+    }
+
+    fn hidden(&self) -> usize {
+        self.0
+    }
+
+    fn gather_row(&self, _: u32, _: &mut [f16]) -> Result<()> {
+        unreachable!("no text here")
+    }
+}
+
+/// What the CPU makes of pictures: each stage, `[images, …]`, and the features, `[images · P, H]`.
+struct OnCpu {
+    stages: Vec<(Stage, Vec<f16>)>,
+    features: Vec<f16>,
+}
+
+fn on_cpu(pictures: &[RgbImage]) -> OnCpu {
+    let Model { config, weights } = model();
+    let (patches, hidden) = (config.patches, config.hidden_size);
+    let backend = CpuBackend::new(&config, weights, Box::new(NoTable(hidden)), Some(1)).unwrap();
+    let mut features = poison(pictures.len() * patches * hidden);
+    let targets = features.chunks_exact_mut(patches * hidden);
+    let targets = targets.map(|rows| vec![RowsMut::new(rows, hidden, hidden)]).collect();
+    let views: Vec<_> = pictures.iter().map(RgbImage::view).collect();
+    let mut stages: Vec<(Stage, Vec<f16>)> = Vec::new();
+    let mut trace = |_: usize, stage: Stage, values: &[f16]| match stages.last_mut() {
+        Some((last, all)) if *last == stage => all.extend_from_slice(values),
+        _ => stages.push((stage, values.to_vec())),
+    };
+    let mut observer = Observer { progress: None, trace: Some(&mut trace) };
+    backend.encode_images(&views, targets, &mut observer).unwrap();
+    OnCpu { stages, features }
+}
+
+fn pictures(count: usize) -> Vec<RgbImage> {
+    let mut random = Random::new(77);
+    let side = model().config.image_size;
+    let mut picture = || (0..3 * side * side).map(|_| random.below(256) as u8).collect();
+    (0..count).map(|_| RgbImage { width: side as u32, height: side as u32, data: picture() }).collect()
+}
+
+/// Model and workspace on the device, and a place for features.
+struct OnGpu {
+    bench: Bench,
+    model: Model,
+    weights: DeviceWeights,
+    workspace: Workspace,
+}
+
+impl OnGpu {
+    fn new(images: usize) -> Self {
+        let (bench, model) = (Bench::new(), model());
+        let weights = DeviceWeights::upload(&bench.stream, &model.config, &model.weights).unwrap();
+        let workspace = Workspace::if_room(&bench.stream, &model.config, images).unwrap().unwrap();
+        Self { bench, model, weights, workspace }
+    }
+
+    /// Puts patches, as the CPU cuts them, where the tower expects them.
+    fn upload(&self, patches: &[f16], images: usize) {
+        let one = patches.len() / images;
+        for (i, patches) in patches.chunks_exact(one).enumerate() {
+            let to = self.workspace.patches_of(i).unwrap();
+            self.bench.stream.upload_rows_and_wait(to.span, to.pitch, patches, to.columns).unwrap();
+        }
+    }
+
+    fn enqueue(&self, images: usize, slots: &SlotTable, after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>) {
+        let Self { bench, model, weights, workspace } = self;
+        let kernels = &bench.gpu.kernels;
+        enqueue_tower(&bench.stream, kernels, &model.config, weights, workspace, images, slots, after)
+            .unwrap();
+    }
+}
+
+#[test]
+fn equals_the_cpu_stage_by_stage() {
+    let images = 3;
+    let cpu = on_cpu(&pictures(images));
+    let gpu = OnGpu::new(images);
+    let (patches, hidden) = (gpu.model.config.patches, gpu.model.config.hidden_size);
+    gpu.upload(&cpu.stages[0].1, images);
+    let features = gpu.bench.array(&poison(images * patches * hidden));
+    let slots: Vec<SlotRows> = (0..images)
+        .map(|i| SlotRows {
+            first: features.span().ptr().add(i * patches * hidden),
+            pitch: hidden as i64,
+            rows: patches as i32,
+            pad: 0,
+        })
+        .collect();
+    let slots = Slots::new(&gpu.bench, &slots, &[0, 1, 2, 3]);
+    let before = gpu.bench.gpu.context.launches();
+    let mut stages = cpu.stages.iter();
+    gpu.enqueue(images, &slots.table, &mut |stage, matrix| {
+        let (expected_stage, expected) = stages.next().unwrap();
+        assert_eq!(stage, *expected_stage);
+        let mut values = vec![f16::ZERO; matrix.rows * matrix.columns];
+        let (shape, stride) = ((matrix.rows, matrix.columns), matrix.columns);
+        // SAFETY: there is room for all rows, and the wait is below.
+        unsafe {
+            gpu.bench.stream.download_rows(matrix.span, matrix.pitch, shape, values.as_mut_ptr(), stride)?
+        };
+        gpu.bench.stream.synchronize()?;
+        let expected = wide(expected);
+        let error = relative_l2(&values, &expected);
+        assert!(error <= 1e-3, "{stage:?}: {error}");
+        Ok(())
+    });
+    assert!(stages.next().is_none());
+    let launches = 4 + 7 * gpu.model.config.layers as u64;
+    assert!(gpu.bench.gpu.context.launches() - before >= launches, "at least those of this test");
+    let values = gpu.bench.read(&features);
+    let expected = wide(&cpu.features);
+    let (error, cosine) = (relative_l2(&values, &expected), least_cosine(&values, &expected, hidden));
+    assert!(error <= 2e-3 && cosine >= 0.9999, "rel-L2 {error}, cosine {cosine}");
+}
+
+#[test]
+fn a_graph_serves_any_slots_and_an_image_any_place() {
+    let count = 3;
+    let cpu = on_cpu(&pictures(count));
+    let patches_len = cpu.stages[0].1.len() / count;
+    let gpu = OnGpu::new(count);
+    let (patches, hidden) = (gpu.model.config.patches, gpu.model.config.hidden_size);
+    let rows = patches * hidden;
+    let features = gpu.bench.array(&poison(count * rows));
+    let slot = |place: usize| SlotRows {
+        first: features.span().ptr().add(place * rows),
+        pitch: hidden as i64,
+        rows: patches as i32,
+        pad: 0,
+    };
+    // One at a time, without a graph.
+    let mut alone = Vec::new();
+    for patches in cpu.stages[0].1.chunks_exact(patches_len) {
+        gpu.upload(patches, 1);
+        let slots = Slots::new(&gpu.bench, &[slot(0)], &[0, 1]);
+        gpu.enqueue(1, &slots.table, &mut |_, _| Ok(()));
+        alone.push(gpu.bench.read(&features)[..rows].to_vec());
+    }
+    assert_ne!(bits(&alone[0]), bits(&alone[1]));
+
+    // All at once by a graph, its table rewritten between replays.
+    let table = Slots::new(&gpu.bench, &[0, 1, 2].map(slot), &[0, 1, 2, 3]);
+    gpu.upload(&cpu.stages[0].1, count);
+    let graph = gpu
+        .bench
+        .stream
+        .capture(|| {
+            gpu.enqueue(count, &table.table, &mut |_, _| Ok(()));
+            Ok(())
+        })
+        .unwrap();
+    for order in [[0, 1, 2], [2, 0, 1]] {
+        let slots = Slots::new(&gpu.bench, &order.map(slot), &[0, 1, 2, 3]);
+        gpu.bench.stream.copy(table.table.slots, slots.table.slots).unwrap();
+        gpu.bench.stream.fill(features.span(), 0x7e).unwrap();
+        // SAFETY: all that was captured is still there.
+        unsafe { gpu.bench.stream.replay(&graph).unwrap() };
+        let all = gpu.bench.read(&features);
+        for (image, place) in order.into_iter().enumerate() {
+            assert_eq!(bits(&all[place * rows..(place + 1) * rows]), bits(&alone[image]), "image {image}");
+        }
+    }
+}
+
+#[test]
+fn refuses_more_images_than_there_is_room_for() {
+    let gpu = OnGpu::new(1);
+    let slots = Slots::new(&gpu.bench, &[], &[0, 0, 0]);
+    let OnGpu { bench, model, weights, workspace } = &gpu;
+    let kernels = &bench.gpu.kernels;
+    let mut nothing = |_: Stage, _: &Matrix| Ok(());
+    let result = enqueue_tower(
+        &bench.stream,
+        kernels,
+        &model.config,
+        weights,
+        workspace,
+        2,
+        &slots.table,
+        &mut nothing,
+    );
+    assert!(result.unwrap_err().to_string().contains("2 images in a workspace for 1"));
+    assert!(gpu.workspace.patches_of(1).is_err());
+}

@@ -1,0 +1,213 @@
+// api_kernel.cpp: modules, functions, launches.
+//
+// A module is any image that looks like one; its functions are found by name among the kernels compiled into this library.
+#include <cstring>
+
+#include "state.h"
+
+using namespace emu;
+
+namespace emu {
+int shared_opt_in();
+int blocks_at_once(int threads, std::size_t shared);
+}  // namespace emu
+
+namespace {
+
+constexpr std::size_t WITHOUT_OPT_IN = 49152;  // bytes of dynamic shared memory
+
+Function *function_of(Driver &d, void *handle) {
+    for (Module *module : d.modules) {
+        for (const auto &entry : module->functions) {
+            if (entry.second.get() == handle) {
+                return entry.second.get();
+            }
+        }
+    }
+    return nullptr;
+}
+
+CUresult refuse(const std::string &why) {
+    say("emulated device: bad launch: " + why + "\n");
+    log_line("refused", "\"why\":" + json(why));
+    return INVALID_VALUE;
+}
+
+CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, unsigned shared, void *stream_handle,
+                void **parameters, void **extra) {
+    Function *function = function_of(d, handle);
+    Stream *stream = d.stream_of(stream_handle);
+    if (function == nullptr || stream == nullptr) {
+        return INVALID_HANDLE;
+    }
+    const Kernel &kernel = *function->kernel;
+    if (extra != nullptr || (parameters == nullptr && kernel.parameters != 0)) {
+        return refuse(std::string(kernel.name) + ": parameters must come as kernelParams");
+    }
+    Command c;
+    c.kind = Command::Launch;
+    c.kernel = &kernel;
+    c.grid = grid;
+    c.block = block;
+    c.shared_bytes = shared;
+    const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}};
+    const std::string wrong = check_launch(probe);
+    if (!wrong.empty()) {
+        return refuse(std::string(kernel.name) + ": " + wrong);
+    }
+    if (kernel.max_threads != 0 && block.x > static_cast<unsigned>(kernel.max_threads)) {
+        return refuse(std::string(kernel.name) + ": " + std::to_string(block.x) + " threads, its launch bounds say " +
+                      std::to_string(kernel.max_threads));
+    }
+    const auto allowed = function->dynamic_shared.find(device->index);
+    const std::size_t most = allowed == function->dynamic_shared.end() ? WITHOUT_OPT_IN : allowed->second;
+    if (shared > std::max(most, WITHOUT_OPT_IN)) {
+        return refuse(std::string(kernel.name) + ": " + std::to_string(shared) + " bytes of dynamic shared memory, " +
+                      std::to_string(most) + " allowed by cuFuncSetAttribute");
+    }
+    c.packed.resize(kernel.packed_bytes + 1);
+    for (int i = 0; i < kernel.parameters; i++) {
+        if (parameters[i] == nullptr) {
+            return refuse(std::string(kernel.name) + ": parameter " + std::to_string(i) + " is a null pointer");
+        }
+        std::memcpy(c.packed.data() + kernel.offsets[i], parameters[i], kernel.sizes[i]);
+    }
+    return d.enqueue(stream, std::move(c));
+}
+
+}  // namespace
+
+CUAPI cuModuleLoadData(void **out, const void *image) {
+    ENTER();
+    unsigned magic;
+    std::memcpy(&magic, image, 4);
+    // A fatbin, its wrapper, an ELF file, or PTX text.
+    if (magic != 0xba55ed50u && magic != 0x466243b1u && magic != 0x464c457fu && std::memcmp(image, "//", 2) != 0 &&
+        std::memcmp(image, ".ver", 4) != 0) {
+        return INVALID_IMAGE;
+    }
+    auto *module = new Module;
+    d.modules.insert(module);
+    *out = module;
+    return SUCCESS;
+}
+CUAPI cuModuleLoadDataEx(void **out, const void *image, unsigned, int *, void **) { return cuModuleLoadData(out, image); }
+
+CUAPI cuModuleUnload(void *handle) {
+    ENTER();
+    auto *module = static_cast<Module *>(handle);
+    if (d.modules.erase(module) == 0) {
+        return INVALID_HANDLE;
+    }
+    d.finish_device(device);
+    delete module;
+    return SUCCESS;
+}
+
+CUAPI cuModuleGetFunction(void **out, void *handle, const char *name) {
+    ENTER();
+    auto *module = static_cast<Module *>(handle);
+    if (d.modules.count(module) == 0) {
+        return INVALID_HANDLE;
+    }
+    const Kernel *kernel = find_kernel(name);
+    if (kernel == nullptr) {
+        return NOT_FOUND;
+    }
+    auto &function = module->functions[name];
+    if (!function) {
+        function = std::make_unique<Function>(Function{kernel, {}});
+    }
+    *out = function.get();
+    return SUCCESS;
+}
+
+CUAPI cuFuncGetParamInfo(void *handle, std::size_t index, std::size_t *offset, std::size_t *size) {
+    ENTER();
+    Function *function = function_of(d, handle);
+    if (function == nullptr) {
+        return INVALID_HANDLE;
+    }
+    if (index >= static_cast<std::size_t>(function->kernel->parameters)) {
+        return INVALID_VALUE;
+    }
+    *offset = function->kernel->offsets[index];
+    if (size != nullptr) {
+        *size = function->kernel->sizes[index];
+    }
+    return SUCCESS;
+}
+
+CUAPI cuFuncGetAttribute(int *value, int attribute, void *handle) {
+    ENTER();
+    Function *function = function_of(d, handle);
+    if (function == nullptr) {
+        return INVALID_HANDLE;
+    }
+    switch (attribute) {
+    case 0:  // threads per block
+        *value = function->kernel->max_threads != 0 ? function->kernel->max_threads : 1024;
+        return SUCCESS;
+    case 1:  // static shared, constant, local bytes
+    case 2:
+    case 3:
+        *value = 0;
+        return SUCCESS;
+    case 4:  // registers: not modelled
+        *value = 32;
+        return SUCCESS;
+    case 5:  // PTX and binary version
+    case 6:
+        *value = d.settings.cc;
+        return SUCCESS;
+    case 8: {
+        const auto allowed = function->dynamic_shared.find(device->index);
+        *value = static_cast<int>(allowed == function->dynamic_shared.end() ? WITHOUT_OPT_IN : allowed->second);
+        return SUCCESS;
+    }
+    default:
+        *value = 0;
+        return SUCCESS;
+    }
+}
+
+CUAPI cuFuncSetAttribute(void *handle, int attribute, int value) {
+    ENTER();
+    Function *function = function_of(d, handle);
+    if (function == nullptr) {
+        return INVALID_HANDLE;
+    }
+    if (attribute == 8) {
+        if (value < 0 || value > shared_opt_in()) {
+            return INVALID_VALUE;
+        }
+        function->dynamic_shared[device->index] = static_cast<std::size_t>(value);
+        return SUCCESS;
+    }
+    return attribute == 9 ? SUCCESS : INVALID_VALUE;
+}
+
+CUAPI cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                     unsigned shared, void *stream, void **parameters, void **extra) {
+    ENTER();
+    return launch(d, device, function, Dim{gx, gy, gz}, Dim{bx, by, bz}, shared, stream, parameters, extra);
+}
+
+CUAPI cuLaunchKernelEx(const CUlaunchConfig *c, void *function, void **parameters, void **extra) {
+    ENTER();
+    return launch(d, device, function, Dim{c->gridDimX, c->gridDimY, c->gridDimZ},
+                  Dim{c->blockDimX, c->blockDimY, c->blockDimZ}, c->sharedMemBytes, c->hStream, parameters, extra);
+}
+
+CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *handle, int threads, std::size_t shared) {
+    ENTER();
+    if (function_of(d, handle) == nullptr || threads <= 0) {
+        return threads <= 0 ? INVALID_VALUE : INVALID_HANDLE;
+    }
+    *blocks = blocks_at_once(threads, shared);
+    return SUCCESS;
+}
+CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, void *function, int threads, std::size_t shared,
+                                                           unsigned) {
+    return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared);
+}

@@ -1,0 +1,218 @@
+// engine.h: runs one block of CUDA threads on one host thread.
+//
+//     Launch ──▶ Executor::run: for each block, in an order drawn from the seed
+//                  │  one fiber per CUDA thread, all created at the top of the kernel
+//                  ▼
+//     a thread runs until it  ── arrives at a warp collective ─▶ the next lane of its warp runs; the 32nd does the work
+//                             ── arrives at the block's barrier ─▶ some other warp runs; the last one opens it
+//                             ── is pre-empted (drawn) ─▶ some other warp runs
+//                             ── returns ─▶ some other thread runs; the last one ends the block
+//                             ── does something forbidden ─▶ fault: all fibers are dropped, the launch ends with a report
+//
+// A warp runs ahead of the others as far as barriers let it. That is what a GPU may do and seldom does, so a missing barrier shows here
+// at once. Which warp, how often it is interrupted and in which order its lanes go is drawn per block from the seed.
+//
+// Only fibers of the running block exist. They never move to another host thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "emu.h"
+#include "fiber.h"
+#include "races.h"
+
+namespace emu {
+
+class Memory;
+struct Executor;
+
+constexpr int LANES = 32;
+constexpr int MAX_THREADS = 1024;                  // per block
+constexpr std::size_t MAX_SHARED = 227 * 1024;     // bytes per block, the most that any card allows
+constexpr std::size_t STACK = 64 * 1024;           // bytes per fiber, guard page included
+
+struct Dim {
+    unsigned x, y, z;
+    constexpr Dim(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+// A kernel as the registry knows it: `call` reads the parameters from a packed buffer and calls it.
+struct Kernel {
+    const char *name;
+    void (*call)(const unsigned char *packed);
+    const void *entry;
+    int parameters;
+    const std::size_t *offsets;  // [parameters]
+    const std::size_t *sizes;    // [parameters]
+    std::size_t packed_bytes;
+    int max_threads;             // of its launch bounds; 0: none known
+};
+
+struct Launch {
+    const Kernel *kernel;
+    const unsigned char *packed;  // parameters
+    Dim grid, block;
+    std::size_t shared_bytes;
+    std::uint64_t seed;
+    std::uint64_t number;  // of this launch in this process, from 1
+    std::vector<Memory *> memories;     // what the kernel may reach
+    std::vector<Memory *> unreachable;  // other devices without peer access
+};
+
+// What went wrong, and where. `code` is the CUDA driver's error for it.
+struct Fault {
+    int code = 0;
+    const void *pc = nullptr;
+    std::string kind;    // "out of bounds", "barrier divergence", ..
+    std::string detail;
+    std::string report;  // everything, as printed
+    std::string where;   // file:line of the access
+};
+
+// Small and seeded: splitmix64.
+struct Random {
+    std::uint64_t state;
+    std::uint64_t next() {
+        std::uint64_t z = (state += 0x9e3779b97f4a7c15ull);
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+        return z ^ (z >> 31);
+    }
+    unsigned below(unsigned n) { return static_cast<unsigned>((next() >> 32) * n >> 32); }
+};
+
+// ---- the threads of a block ---------------------------------------------------------------------------------
+
+enum class Op : std::uint8_t { None, Barrier, Shuffle, ShuffleXor, Ballot, Ldmatrix, LdmatrixTrans, Mma };
+const char *op_name(Op op);
+
+struct AsyncCopy {
+    unsigned char *to;
+    const unsigned char *from;
+    int bytes;
+    unsigned group;
+    const void *pc;  // where it was issued
+};
+
+enum class State : std::uint8_t { Ready, AtCollective, AtBarrier, Done };
+
+struct Thread {
+    Context context;
+    unsigned index;  // threadIdx.x
+    State state;
+    Op op;             // the collective it waits in
+    const void *pc;    // where it waits
+    // In: what it brought to the collective. Out: what it takes away.
+    union {
+        struct {
+            FloatQuad d;
+            Quad a;
+            unsigned b[2];
+        } mma;
+        struct {
+            unsigned value, argument;
+        } word;
+        const unsigned char *row;
+        Quad quad;
+    };
+    unsigned group;                 // cp.async: the group that the next commit closes
+    unsigned landed;                // groups below this one have landed
+    std::vector<AsyncCopy> copies;  // in flight, oldest first
+};
+
+struct Warp {
+    unsigned alive;    // lanes that have not returned
+    unsigned ready;    // lanes that can run
+    unsigned arrived;  // lanes in the collective under way
+    Op op;
+    const void *pc;
+    unsigned first_lane;  // lanes are tried from this one on
+    std::uint16_t step;   // warp barriers passed: see races.h
+};
+
+// A live allocation.
+struct Hit {
+    std::uintptr_t base, bytes;
+    const Shadow *shadow;
+    bool holds(std::uintptr_t address, std::size_t n) const { return address - base < bytes && address - base + n <= bytes; }
+};
+
+// What the hooks look at on every access: in thread-local storage, no indirection. All zero outside a kernel.
+struct Hot {
+    std::uintptr_t shared, shared_bytes;
+    std::uintptr_t stacks, stacks_bytes;
+    Hit hit, older;                 // the device allocation that was last accessed, and the one before
+    std::int64_t budget;            // hooked accesses until the next pre-emption
+    unsigned char *in_flight;       // per 16 bytes of shared memory: not 0 while a cp.async writes there
+    Thread *self;
+    Executor *executor;
+};
+extern __thread Hot hot __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+struct Executor {
+    Executor();
+    ~Executor();
+    Executor(const Executor &) = delete;
+
+    // Runs all blocks; false on a fault, which is then in `fault`.
+    bool run(const Launch &launch);
+
+    Fault fault;
+
+    // ---- for the parts of the engine; called on fibers ----
+    Warp &warp_of(const Thread &t) { return warps[t.index / LANES]; }
+    Thread *lanes_of(const Thread &t) { return &threads[t.index / LANES * LANES]; }
+    // Leaves the running thread (its state is set) for some thread that can run. Returns when it is chosen again.
+    void leave(Thread *self);
+    // The running thread may go on, or be interrupted.
+    void maybe_preempt(Thread *self);
+    void preempt(Thread *self);
+    void thread_main();
+    // Ends the launch. `pc`: a return address in the kernel.
+    [[noreturn]] void fail(int code, const char *kind, const std::string &detail, const void *pc);
+    // Whether two return addresses belong to one source line (asked on the main stack; remembered).
+    bool same_line(const void *a, const void *b);
+    // Threads that wait, grouped: for reports of deadlock and divergence.
+    std::string waiting() const;
+
+    const Launch *launch = nullptr;
+    Dim block_index;
+    unsigned thread_count = 0, warp_count = 0;
+    unsigned at_barrier = 0, done = 0;
+    const void *barrier_pc = nullptr;
+    unsigned barrier_first = 0;
+    unsigned current_warp = 0;
+    int preempt_style = 0;
+    Random random{0};
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    unsigned char *shared = nullptr;
+    std::vector<unsigned char> in_flight;
+    // For races.h. Epochs are never used twice, so cells need no clearing.
+    std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
+    std::vector<Cell> cells;
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun;  // first epoch, number of the block
+    Dim block_of(std::uint32_t epoch) const;
+
+  private:
+    bool run_block();
+    Thread *pick();
+    unsigned pick_lane(Warp &w);
+    void draw_budget();
+
+    Context main_{};
+    unsigned char *stacks_ = nullptr;
+    unsigned char *shared_map_ = nullptr;
+    bool failed_ = false;
+    bool finished_ = false;
+    // A question that a fiber has for the main stack.
+    const void *ask_a_ = nullptr, *ask_b_ = nullptr;
+    bool answer_ = false;
+};
+
+// Block and thread limits, shared memory: in words what is wrong with a launch, or "".
+std::string check_launch(const Launch &launch);
+
+}  // namespace emu

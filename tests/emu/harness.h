@@ -1,0 +1,92 @@
+// harness.h: run one kernel on plain arrays, for people who write kernels.
+//
+//     #include "../../kernels/layer_norm.cu"
+//     #include "harness.h"
+//
+//     int main() {
+//         emu::Array<fp16> x(rows * pitch), y(rows * pitch);      // device memory, poisoned, guarded; x[i] works here too
+//         ...
+//         EMU_LAUNCH(layer_norm, (grid), (128), shared_bytes, y.get(), x.get(), ...);  // under 8 seeds, or EMU_SEED
+//         ...compare y[i]; the array is the one that the last seed left
+//     }
+//
+// Compile and run: bash tests/emu/try my_test.cpp   (see README.md)
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "engine.h"
+#include "memory.h"
+#include "registry.h"
+
+namespace emu {
+
+// The one device of a harness; its memory is open to the host as well.
+Memory &harness_memory();
+
+template <class T> class Array {
+  public:
+    explicit Array(std::size_t count)
+        : count_(count), data_(reinterpret_cast<T *>(harness_memory().allocate(count * sizeof(T)))) {
+        if (data_ == nullptr) {
+            std::fprintf(stderr, "harness: no room for %zu bytes\n", count * sizeof(T));
+            std::abort();
+        }
+    }
+    Array(std::size_t count, T value) : Array(count) { fill(value); }
+    explicit Array(const std::vector<T> &from) : Array(from.size()) {
+        std::memcpy(data_, from.data(), count_ * sizeof(T));
+    }
+    ~Array() { harness_memory().release(reinterpret_cast<std::uintptr_t>(data_)); }
+    Array(const Array &) = delete;
+
+    void fill(T value) {
+        for (std::size_t i = 0; i < count_; i++) {
+            data_[i] = value;
+        }
+    }
+    void poison() { emu::poison(data_, count_ * sizeof(T)); }
+    T *get() const { return data_; }
+    T &operator[](std::size_t i) const { return data_[i]; }
+    std::size_t size() const { return count_; }
+    std::vector<T> copy() const { return std::vector<T>(data_, data_ + count_); }
+
+  private:
+    std::size_t count_;
+    T *data_;
+};
+
+// One launch under one seed. The fault's code is 0 when all went well.
+Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block, std::size_t shared_bytes,
+                     std::uint64_t seed);
+
+template <auto entry, class... P>
+Fault launch_seed(const char *name, std::uint64_t seed, Dim grid, Dim block, std::size_t shared_bytes,
+                  void (*)(P...), typename std::common_type<P>::type... values) {
+    const Kernel kernel = Entry<entry>::kernel(name);
+    const void *parameters[] = {static_cast<const void *>(&values)..., nullptr};
+    return harness_launch(kernel, parameters, grid, block, shared_bytes, seed);
+}
+
+// The seeds to try: EMU_SEED as one number or "from..to", else 0..8.
+std::vector<std::uint64_t> harness_seeds();
+// Prints the report and exits with 1 when there is one.
+void harness_demand(const Fault &fault);
+
+}  // namespace emu
+
+// One launch, one seed, the Fault as value.
+#define EMU_LAUNCH_SEED(seed, kernel, grid, block, shared, ...) \
+    emu::launch_seed<kernel>(#kernel, seed, emu::Dim grid, emu::Dim block, shared, kernel, __VA_ARGS__)
+
+// A launch under every seed; the first fault ends the program. Outputs must not be inputs (or launch seed by seed).
+#define EMU_LAUNCH(kernel, grid, block, shared, ...)                                                  \
+    do {                                                                                              \
+        for (const std::uint64_t emu_seed : emu::harness_seeds()) {                                   \
+            emu::harness_demand(EMU_LAUNCH_SEED(emu_seed, kernel, grid, block, shared, __VA_ARGS__)); \
+        }                                                                                             \
+    } while (0)
