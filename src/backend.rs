@@ -120,6 +120,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// [`Error::Argument`] if an id is outside the embedding table; [`Error::ValueOutOfRange`] if fp16 cannot
     /// hold a value of a text row; [`Error::Device`] if the device fails. Rows are undefined then.
     fn fill(&self, job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work>;
+
+    /// Does what else the first call of each number of images would have to do.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
+        let _ = batch_sizes;
+        Ok(())
+    }
 }
 
 /// The rows of the token embedding table, in fp16 on demand.

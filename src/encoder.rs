@@ -14,6 +14,7 @@ use crate::backend::{Backend, Device, Job, Observer, Pictures, Stage, Work};
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::image::{DecodeOptions, ImageSource, Resample};
@@ -203,6 +204,17 @@ impl Encoder {
     /// Names the device and the kernels chosen on it.
     pub fn describe(&self) -> String {
         self.install(|| self.backend.describe())
+    }
+
+    /// Makes the first call with each of these numbers of images cost what the tenth does.
+    ///
+    /// On a GPU, a graph is captured for every number of images that run together (a larger call is split); on the
+    /// CPU there is nothing to do.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
+        self.install(|| self.backend.warm_up(batch_sizes))
     }
 
     /// Lays out a sequence: ids, slots, mask. Decodes nothing.
@@ -422,17 +434,22 @@ fn open_backend(
     checkpoint: &Checkpoint,
     options: &EncoderOptions,
 ) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
-    match options.device {
-        Device::Auto | Device::Cpu => {
-            let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
-            let embedding = checkpoint.embedding().with_policy(options.range_policy);
-            let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
-            Ok((Box::new(backend), report.warnings()))
-        }
-        Device::Cuda(_) => Err(Error::Device {
-            device: options.device.to_string(),
-            problem: "this version of imagehere has no CUDA backend yet".into(),
-            remedy: "Use `--device cpu`, or `auto`, which takes the CPU where there is no GPU".into(),
-        }),
-    }
+    let gpu = match options.device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(cuda::Gpu::open(ordinal)?),
+        Device::Auto => match cuda::Gpu::open(0) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                tracing::info!(%error, "no GPU can be used, taking the CPU");
+                None
+            }
+        },
+    };
+    let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
+    let embedding = checkpoint.embedding().with_policy(options.range_policy);
+    let backend: Box<dyn Backend> = match gpu {
+        Some(gpu) => cuda::open_backend(gpu, checkpoint.config(), &weights, embedding)?,
+        None => Box::new(CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?),
+    };
+    Ok((backend, report.warnings()))
 }

@@ -14,7 +14,7 @@ use crate::packing::PackedPlan;
 use crate::prompt::Slot;
 
 /// What unwritten rows of an owned buffer hold: a NaN that no arithmetic produces.
-const POISON: f16 = f16::from_bits(0x7d5a);
+pub(crate) const POISON: f16 = f16::from_bits(0x7d5a);
 
 /// The LLM's input embeddings: rows of `H` fp16 elements, owned and reusable, or lent by the caller.
 ///
@@ -338,6 +338,11 @@ impl<'a> RowsMut<'a> {
     /// Returns **H**, the elements of a row.
     pub fn hidden(&self) -> usize {
         self.hidden
+    }
+
+    /// Returns how far apart rows start, in elements.
+    pub fn row_stride(&self) -> usize {
+        self.row_stride
     }
 
     /// Returns row `i`, shape `[H]`.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::f16;
 
-use super::convert::RangePolicy;
+use super::convert::{BLOCK, RangePolicy};
+use super::dtype::DType;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
@@ -46,6 +47,39 @@ impl EmbeddingTable {
     /// Returns how many values were cut to ±65504 so far, in all rows gathered from this table and its clones.
     pub fn saturated(&self) -> u64 {
         self.saturated.load(Ordering::Relaxed)
+    }
+
+    /// Returns what happens to values that fp16 cannot hold.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    pub(crate) fn policy(&self) -> RangePolicy {
+        self.policy
+    }
+
+    /// Returns the dtype that the rows are stored in.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    pub(crate) fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    /// Writes rows from `first` on as they are stored, as many as `out` has room for.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    pub(crate) fn copy_stored(&self, first: usize, out: &mut [u8]) {
+        let size = self.tensor.dtype().size();
+        let mut at = first * self.hidden();
+        for out in out.chunks_mut(BLOCK * size) {
+            let count = out.len() / size;
+            out.copy_from_slice(&self.tensor.stored_bytes(at..at + count));
+            at += count;
+        }
+    }
+
+    /// Counts values that a device cut to ±65504.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    pub(crate) fn count_saturated(&self, values: u64) {
+        self.saturated.fetch_add(values, Ordering::Relaxed);
     }
 
     /// Writes row `id`, rounded to nearest even, to `out`; shape `[H]`.

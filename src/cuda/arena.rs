@@ -1,0 +1,391 @@
+//! Everything one device holds from open to drop, and the work of a call on it.
+//!
+//! ```text
+//!   uploads   image ─ raw ─ resize ─▶ squares[round % 2] ─── event ──┐        ┌── next group's images …
+//!                                                                    ▼        │ event
+//!   compute   text rows ─ slot table ─────────────────────── patches ─ tower ─ … ─ scatter into every slot
+//!             └ once a call                                  └─ one graph per number of images ┘
+//! ```
+//!
+//! Images run in groups of up to [`MOST_IMAGES`]; decoding and uploading the next group overlap the current one's
+//! tower. Addresses in a captured graph are those of this arena alone; slots are read from a table that is
+//! uploaded before the replay, so one graph serves every prompt.
+//!
+//! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized, the
+//! tables of its resize, the table of text rows, and the rows that go back to the host.
+
+use std::collections::BTreeMap;
+
+use half::f16;
+
+use super::driver::{DeviceMemory, Event, GraphExec, Span, Stream, device_error};
+use super::embed_tokens::{TextRow, TokenTable};
+use super::launch;
+use super::linear::{SlotRows, SlotTable};
+use super::pictures::{Growing, Resizer};
+use super::range::RangeReport;
+use super::tower::{Workspace, enqueue_tower};
+use super::upload::Ring;
+use super::weights::DeviceWeights;
+use super::Gpu;
+use crate::backend::Stage;
+use crate::checkpoint::weights::VisionWeights;
+use crate::checkpoint::{DType, EmbeddingTable, RangePolicy};
+use crate::config::ModelConfig;
+use crate::cpu::PixelTable;
+use crate::error::{Error, Result};
+use crate::image::{Resample, RgbView};
+use crate::sequence::POISON;
+
+/// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
+const MOST_IMAGES: usize = 12;
+/// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
+const SLOT_BYTES: usize = 16 << 20;
+/// Slots of one group that the table has room for.
+const MOST_SLOTS: usize = 4096;
+
+/// One device's memory, streams and graphs.
+///
+/// Fields are dropped in order: graphs first, then what they were captured with; streams and context last.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    graphs: BTreeMap<usize, GraphExec>, // by number of images
+    workspace: Workspace,
+    weights: DeviceWeights,
+    embedding: DeviceMemory,    // [vocabulary, H], as stored
+    squares: [DeviceMemory; 2], // each [B, S, S, 3]
+    small: DeviceMemory,        // pixel table, slot table, report
+    staging: Growing,           // rows for the host
+    texts: Growing,             // table of text rows
+    resizer: Resizer,
+    ring: Ring,
+    uploaded: [Event; 2], // the squares are there
+    cut: [Event; 2],      // the squares were read
+    round: usize,
+    pub(crate) compute: Stream,
+    pub(crate) uploads: Stream,
+    config: ModelConfig,
+    policy: RangePolicy,
+    dtype: DType, // of the embedding
+    gpu: Gpu,
+}
+
+/// Parts of `small`, in bytes: each begins where the one before ends, 256 bytes aligned.
+struct Small {
+    pixels: std::ops::Range<usize>, // [3][256] fp16
+    slots: std::ops::Range<usize>,  // [MOST_SLOTS] SlotRows
+    begin: std::ops::Range<usize>,  // [MOST_IMAGES + 1] i32
+    report: std::ops::Range<usize>, // RangeReport
+}
+
+const SMALL: Small = {
+    const fn after(previous: usize, bytes: usize) -> std::ops::Range<usize> {
+        let start = previous.next_multiple_of(256);
+        start..start + bytes
+    }
+    let pixels = after(0, 3 * 256 * size_of::<f16>());
+    let slots = after(pixels.end, MOST_SLOTS * size_of::<SlotRows>());
+    let begin = after(slots.end, (MOST_IMAGES + 1) * size_of::<i32>());
+    let report = after(begin.end, size_of::<RangeReport>());
+    Small { pixels, slots, begin, report }
+};
+
+impl Arena {
+    /// Allocates and uploads all that a model needs on `gpu`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room for the weights and one image at a time, or the driver fails.
+    pub(crate) fn new(
+        gpu: Gpu,
+        config: &ModelConfig,
+        weights: &VisionWeights,
+        embedding: &EmbeddingTable,
+    ) -> Result<Self> {
+        let context = gpu.context.clone();
+        let (compute, uploads) = (Stream::new(&context)?, Stream::new(&context)?);
+        let weights = DeviceWeights::upload(&compute, config, weights)?;
+        let mut ring = Ring::new(&context, SLOT_BYTES)?;
+        let embedding_memory = upload_embedding(&compute, &mut ring, embedding)?;
+        let workspace = largest_workspace(&compute, config)?;
+        let square = 3 * config.image_size * config.image_size;
+        let squares = |_| DeviceMemory::new(&context, workspace.images() * square, "resized images");
+        let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;
+        // SAFETY: `small` is kept beside the streams that use it.
+        let pixels = unsafe { small.span() }.slice(SMALL.pixels)?;
+        ring.send_all(&compute, pixels, PixelTable::new().values())?;
+        compute.synchronize()?;
+        let events = || Ok::<_, Error>([Event::new(&context)?, Event::new(&context)?]);
+        let arena = Self {
+            graphs: BTreeMap::new(),
+            squares: [squares(0)?, squares(1)?],
+            weights,
+            embedding: embedding_memory,
+            small,
+            staging: Growing::new(&context, "the rows of a sequence"),
+            texts: Growing::new(&context, "the table of text rows"),
+            resizer: Resizer::new(&context),
+            ring,
+            uploaded: events()?,
+            cut: events()?,
+            round: 0,
+            compute,
+            uploads,
+            config: config.clone(),
+            policy: embedding.policy(),
+            dtype: embedding.dtype(),
+            workspace,
+            gpu,
+        };
+        tracing::info!(
+            device = arena.gpu.describe(),
+            images = arena.workspace.images(),
+            weight_bytes = arena.weights.bytes(),
+            "CUDA backend"
+        );
+        Ok(arena)
+    }
+
+    /// The device and its kernels.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Images that one group can have.
+    pub(crate) fn group_size(&self) -> usize {
+        self.workspace.images()
+    }
+
+    /// Rows for the host, `[rows, H]`, poisoned: what nobody writes is found.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room or the driver fails.
+    pub(crate) fn staging(&mut self, rows: usize) -> Result<Span<f16>> {
+        let span = self.staging.span(rows * self.config.hidden_size * size_of::<f16>())?.cast()?;
+        self.compute.fill_16(span, POISON.to_bits())?;
+        Ok(span)
+    }
+
+    /// Enqueues the embeddings of all text rows of a call.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails.
+    pub(crate) fn enqueue_texts(&mut self, rows: &[TextRow]) -> Result<()> {
+        let report = self.small(SMALL.report)?;
+        self.ring.send_all(&self.compute, report, &[RangeReport::CLEAN])?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let table = self.texts.span(size_of_val(rows))?;
+        self.ring.send_all(&self.compute, table, rows)?;
+        let embedding = TokenTable {
+            // SAFETY: the embedding is kept beside the stream that reads it.
+            values: unsafe { self.embedding.span() },
+            dtype: self.dtype,
+            rows: self.config.vocab_size,
+            hidden: self.config.hidden_size,
+        };
+        let embed_tokens = &self.gpu.kernels.embed_tokens;
+        embed_tokens.enqueue(&self.compute, table.cast()?, &embedding, self.policy, report.cast()?)
+    }
+
+    /// What happens to values that fp16 cannot hold.
+    pub(crate) fn policy(&self) -> RangePolicy {
+        self.policy
+    }
+
+    /// Waits for all work, and says what the text rows held that fp16 cannot.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if anything failed since.
+    pub(crate) fn finish(&mut self) -> Result<RangeReport> {
+        let mut report = [RangeReport::CLEAN];
+        self.compute.download_and_wait(self.small(SMALL.report)?.cast()?, &mut report)?;
+        Ok(report[0])
+    }
+
+    /// Waits for both streams, whatever became of their work: nothing of it touches memory afterwards.
+    pub(crate) fn settle(&self) {
+        let (uploads, compute) = (self.uploads.synchronize(), self.compute.synchronize());
+        if let Err(error) = uploads.and(compute) {
+            tracing::debug!(%error, "while waiting for a call that failed");
+        }
+    }
+
+    /// Begins a group: its squares may be overwritten once the group before last has read them.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails.
+    pub(crate) fn begin_group(&mut self) -> Result<()> {
+        self.round += 1;
+        self.uploads.wait_for(&self.cut[self.round % 2])
+    }
+
+    /// Uploads image `place` of the group and enqueues its resize.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room or the driver fails.
+    pub(crate) fn enqueue_image(
+        &mut self,
+        place: usize,
+        image: RgbView<'_>,
+        rule: Resample,
+    ) -> Result<()> {
+        let side = self.config.image_size;
+        let square = self.square(place)?;
+        let (stream, kernels, ring) = (&self.uploads, &self.gpu.kernels, &mut self.ring);
+        self.resizer.enqueue(stream, kernels, ring, image, rule, side, square)
+    }
+
+    /// Enqueues the tower for the group's images, into the slots of each: `slots[i]` are those of image `i`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails; [`Error::Argument`] if an image has too many slots.
+    pub(crate) fn end_group(
+        &mut self,
+        slots: &[Vec<SlotRows>],
+        trace: Option<&mut (dyn FnMut(usize, Stage, &[f16]) + Send)>,
+    ) -> Result<()> {
+        let images = slots.len();
+        let parity = self.round % 2;
+        self.uploaded[parity].record(&self.uploads)?;
+        self.compute.wait_for(&self.uploaded[parity])?;
+        let table = self.enqueue_slots(slots)?;
+        let pixels = self.small(SMALL.pixels)?.cast()?;
+        let (side, patch) = (self.config.image_size, self.config.patch_size);
+        for i in 0..images {
+            let (out, square) = (self.workspace.patches_of(i)?, self.square(i)?);
+            self.gpu.kernels.patches.enqueue(&self.compute, &out, square, 3 * side, pixels, patch)?;
+        }
+        self.cut[parity].record(&self.compute)?;
+        self.enqueue_tower(images, &table, trace)
+    }
+
+    /// Captures the graph of each number of images and runs it once, writing nothing but its workspace.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails.
+    pub(crate) fn warm_up(&mut self, sizes: impl IntoIterator<Item = usize>) -> Result<()> {
+        for images in sizes {
+            let images = images.clamp(1, self.group_size());
+            let table = self.enqueue_slots(&vec![Vec::new(); images])?;
+            self.enqueue_tower(images, &table, None)?;
+        }
+        self.compute.synchronize()
+    }
+
+    /// Uploads the slot table of a group.
+    fn enqueue_slots(&mut self, slots: &[Vec<SlotRows>]) -> Result<SlotTable> {
+        let all: Vec<SlotRows> = slots.concat();
+        if all.len() > MOST_SLOTS {
+            return Err(Error::argument(
+                format!("{} images of a call fill {} slots, {MOST_SLOTS} at most", slots.len(), all.len()),
+                "Split the sequences over several calls, with features kept from the first",
+            ));
+        }
+        let mut begin = vec![0];
+        begin.extend(slots.iter().scan(0, |end, slots| {
+            *end += slots.len() as i32;
+            Some(*end)
+        }));
+        let (to_slots, to_begin) = (self.small(SMALL.slots)?, self.small(SMALL.begin)?);
+        let used = to_slots.slice(0..size_of_val(all.as_slice()))?;
+        self.ring.send_all(&self.compute, used, &all)?;
+        let used = to_begin.slice(0..size_of_val(begin.as_slice()))?;
+        self.ring.send_all(&self.compute, used, &begin)?;
+        Ok(SlotTable { slots: to_slots.cast()?, begin: to_begin.cast()? })
+    }
+
+    /// Enqueues tower and projector: by a graph, or launch by launch where somebody looks at the stages.
+    fn enqueue_tower(
+        &mut self,
+        images: usize,
+        table: &SlotTable,
+        trace: Option<&mut (dyn FnMut(usize, Stage, &[f16]) + Send)>,
+    ) -> Result<()> {
+        let (stream, kernels) = (&self.compute, &self.gpu.kernels);
+        let (config, weights, workspace) = (&self.config, &self.weights, &self.workspace);
+        if let Some(trace) = trace {
+            let mut values = Vec::new();
+            return enqueue_tower(stream, kernels, config, weights, workspace, images, table, &mut |stage, matrix| {
+                values.resize(matrix.rows * matrix.columns, f16::ZERO);
+                // SAFETY: `values` has so many rows and is left alone until the wait.
+                unsafe {
+                    let shape = (matrix.rows, matrix.columns);
+                    stream.download_rows(matrix.span, matrix.pitch, shape, values.as_mut_ptr(), matrix.columns)?;
+                }
+                stream.synchronize()?;
+                for (image, values) in values.chunks_exact(values.len() / images).enumerate() {
+                    trace(image, stage, values);
+                }
+                Ok(())
+            });
+        }
+        let work = || {
+            enqueue_tower(stream, kernels, config, weights, workspace, images, table, &mut |_, _| Ok(()))
+        };
+        if launch::waits() {
+            return work();
+        }
+        if !self.graphs.contains_key(&images) {
+            tracing::debug!(images, "capturing the tower");
+            self.graphs.insert(images, stream.capture(work)?);
+        }
+        // SAFETY: the graph was captured with the memory of this arena, which outlives it; streams order its use.
+        unsafe { stream.replay(&self.graphs[&images]) }
+    }
+
+    /// Image `i` of the current group, resized, `[S, S, 3]`.
+    fn square(&self, i: usize) -> Result<Span<u8>> {
+        let bytes = 3 * self.config.image_size * self.config.image_size;
+        // SAFETY: the squares are kept beside the streams that use them; events order the two.
+        unsafe { self.squares[self.round % 2].span() }.slice(i * bytes..(i + 1) * bytes)
+    }
+
+    /// A part of `small`.
+    fn small(&self, part: std::ops::Range<usize>) -> Result<Span<u8>> {
+        // SAFETY: it is kept beside the stream that uses it.
+        unsafe { self.small.span() }.slice(part)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// The workspace for as many images as there is room for.
+fn largest_workspace(stream: &Stream, config: &ModelConfig) -> Result<Workspace> {
+    for images in [MOST_IMAGES, 8, 4, 2, 1] {
+        if let Some(workspace) = Workspace::if_room(stream, config, images)? {
+            return Ok(workspace);
+        }
+        tracing::debug!(images, bytes = Workspace::bytes(config, images), "no room for so many images at once");
+    }
+    let (free, total) = stream.context().memory()?;
+    Err(device_error(
+        stream.context().ordinal(),
+        format!(
+            "after the weights, one image needs {} MiB; {} of {} MiB are free",
+            Workspace::bytes(config, 1).div_ceil(1 << 20),
+            free >> 20,
+            total >> 20
+        ),
+        "Free memory on the device, or use `cpu`",
+    ))
+}
+
+/// Uploads the embedding table as it is stored.
+fn upload_embedding(stream: &Stream, ring: &mut Ring, table: &EmbeddingTable) -> Result<DeviceMemory> {
+    let row = table.hidden() * table.dtype().size();
+    let memory = DeviceMemory::new(stream.context(), table.rows() * row, "the token embedding table")?;
+    // SAFETY: the result is kept beside the stream.
+    let span = unsafe { memory.span() };
+    let band = (ring.bytes() / row.max(1)).max(1);
+    for first in (0..table.rows()).step_by(band) {
+        let end = table.rows().min(first + band);
+        ring.send(stream, span.slice(first * row..end * row)?, |slot| table.copy_stored(first, slot))?;
+    }
+    stream.synchronize()?;
+    Ok(memory)
+}

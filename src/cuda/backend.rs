@@ -1,0 +1,235 @@
+//! The CUDA backend as the encoder sees it: a job in, rows of sequences out.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use half::f16;
+
+use super::arena::Arena;
+use super::driver::DevicePtr;
+use super::embed_tokens::TextRow;
+use super::linear::SlotRows;
+use super::pictures::decode_each;
+use super::Gpu;
+use crate::backend::{Backend, Job, Observer, Work};
+use crate::checkpoint::weights::VisionWeights;
+use crate::checkpoint::EmbeddingTable;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::sequence::RowsMut;
+
+/// Tower, projector and token embedding on one GPU. Calls queue for its arena.
+pub(crate) struct CudaBackend {
+    arena: Mutex<Arena>,
+    embedding: EmbeddingTable,
+    config: ModelConfig,
+    description: String,
+}
+
+impl CudaBackend {
+    /// Uploads a model to `gpu`.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub(crate) fn new(
+        gpu: Gpu,
+        config: &ModelConfig,
+        weights: &VisionWeights,
+        embedding: EmbeddingTable,
+    ) -> Result<Self> {
+        let description = gpu.describe();
+        let arena = Mutex::new(Arena::new(gpu, config, weights, &embedding)?);
+        Ok(Self { arena, embedding, config: config.clone(), description })
+    }
+
+    /// The arena, once no other call has it. What a panic left half done is overwritten by the next call.
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enqueues everything a job asks for but the way back to the host; says what it did.
+    fn enqueue(
+        &self,
+        arena: &mut Arena,
+        job: &Job<'_>,
+        places: &Places,
+        observer: &mut Observer<'_>,
+        work: &mut Work,
+    ) -> Result<()> {
+        arena.enqueue_texts(&places.texts)?;
+        let pictures = &job.pictures;
+        let wanted: Vec<usize> = (0..pictures.sources.len()).filter(|&i| !places.slots[i].is_empty()).collect();
+        let unwanted = (0..pictures.sources.len()).filter(|&i| places.slots[i].is_empty());
+        let mut unwanted: Vec<usize> = unwanted.collect(); // decoded, so that a broken one is found
+        let groups = wanted.len().div_ceil(arena.group_size());
+        let size = wanted.len().div_ceil(groups.max(1)).max(1);
+        let mut warnings = vec![Vec::new(); pictures.sources.len()];
+        let mut group_after_group = wanted.chunks(size);
+        loop {
+            let group = group_after_group.next().unwrap_or_default();
+            let decode: Vec<usize> = group.iter().copied().chain(unwanted.drain(..)).collect();
+            if decode.is_empty() {
+                break;
+            }
+            arena.begin_group()?;
+            work.decode += decode_each(pictures, &decode, |i, decoded| {
+                warnings[i] = decoded.warnings.clone();
+                let Some(place) = group.iter().position(|&wanted| wanted == i) else { return Ok(()) };
+                arena.enqueue_image(place, decoded.view(), pictures.resample)
+            })?;
+            if group.is_empty() {
+                break;
+            }
+            let slots: Vec<Vec<SlotRows>> = group.iter().map(|&i| places.slots[i].clone()).collect();
+            match observer.trace.as_deref_mut() {
+                None => arena.end_group(&slots, None)?,
+                Some(trace) => {
+                    arena.end_group(&slots, Some(&mut |i, stage, values| trace(group[i], stage, values)))?;
+                }
+            }
+            work.images_encoded += group.len();
+            if let Some(progress) = &mut observer.progress {
+                progress(work.images_encoded as f32 / wanted.len() as f32);
+            }
+        }
+        work.warnings = warnings.concat();
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn fill(&self, mut job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work> {
+        let start = Instant::now();
+        self.check(&job)?;
+        let mut arena = self.arena();
+        let hidden = self.config.hidden_size;
+        let staged = host_rows(&job);
+        let staging = arena.staging(staged)?;
+        let places = Places::new(&job, staging.ptr(), hidden);
+        let mut work = Work::default();
+        let done = self.enqueue(&mut arena, &job, &places, observer, &mut work);
+        let report = match done.and_then(|()| arena.finish()) {
+            Ok(report) => report,
+            Err(error) => {
+                arena.settle();
+                return Err(error);
+            }
+        };
+        if let Some(index) = report.refused() {
+            // The host finds the same and says it in its words.
+            self.embedding.gather_row((index / hidden as u64) as u32, &mut vec![f16::ZERO; hidden])?;
+            return Err(Error::Internal(format!("the device refused value {index} of the embedding table")));
+        }
+        self.embedding.count_saturated(report.out_of_range().into());
+        // All is well: only now does a row of the host's change.
+        let mut at = 0;
+        for rows in blocks(&job) {
+            let part = staging.slice(at * hidden..(at + rows.len()) * hidden)?;
+            at += rows.len();
+            if !rows.is_empty() {
+                let shape = (rows.len(), hidden);
+                // SAFETY: the block is exclusively lent, and left alone until the wait below.
+                unsafe { arena.compute.download_rows(part, hidden, shape, rows.row_ptr(0), rows.row_stride())? };
+            }
+        }
+        arena.compute.synchronize()?;
+        for (features, rows) in &mut job.kept {
+            for (i, row) in features.chunks_exact(hidden).take(rows.len()).enumerate() {
+                rows.row_mut(i).copy_from_slice(row);
+            }
+        }
+        work.encode = start.elapsed().saturating_sub(work.decode);
+        Ok(work)
+    }
+
+    fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
+        self.arena().warm_up(batch_sizes.iter().copied())
+    }
+}
+
+impl CudaBackend {
+    /// Checks that a job's parts agree with one another and with the model.
+    fn check(&self, job: &Job<'_>) -> Result<()> {
+        let hidden = self.config.hidden_size;
+        let internal = |problem: String| Err(Error::Internal(problem));
+        if job.pictures.sources.len() != job.targets.len() {
+            return internal(format!(
+                "{} images, {} lists of targets",
+                job.pictures.sources.len(),
+                job.targets.len()
+            ));
+        }
+        if let Some(rows) = blocks(job).find(|rows| rows.hidden() != hidden) {
+            return internal(format!("target rows of {} elements; H is {hidden}", rows.hidden()));
+        }
+        for (ids, rows) in &job.texts {
+            if ids.len() != rows.len() {
+                return internal(format!("{} ids for {} rows", ids.len(), rows.len()));
+            }
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+                return Err(Error::argument(
+                    format!("token id {id} is outside the {} rows of the embedding table", self.config.vocab_size),
+                    "Use the tokenizer that belongs to this checkpoint",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The blocks of rows that the device fills, in the order in which they lie in its staging memory.
+fn blocks<'j>(job: &'j Job<'_>) -> impl Iterator<Item = &'j RowsMut<'j>> {
+    job.texts.iter().map(|(_, rows)| rows).chain(job.targets.iter().flatten())
+}
+
+/// Rows in host memory that the device fills.
+fn host_rows(job: &Job<'_>) -> usize {
+    blocks(job).map(RowsMut::len).sum()
+}
+
+/// Where everything goes on the device.
+struct Places {
+    texts: Vec<TextRow>,
+    slots: Vec<Vec<SlotRows>>, // by image
+}
+
+impl Places {
+    /// Gives every block its rows of `staging`, in order.
+    fn new(job: &Job<'_>, staging: DevicePtr<f16>, hidden: usize) -> Self {
+        let mut next = staging;
+        let mut take = |rows: &RowsMut<'_>| {
+            let first = next;
+            next = next.add(rows.len() * hidden);
+            first
+        };
+        let mut texts = Vec::new();
+        for (ids, rows) in &job.texts {
+            let first = take(rows);
+            texts.extend(ids.iter().enumerate().map(|(i, &id)| TextRow { to: first.add(i * hidden), id: id as i32, pad: 0 }));
+        }
+        let mut slot = |rows: &RowsMut<'_>| SlotRows {
+            first: take(rows),
+            pitch: hidden as i64,
+            rows: rows.len() as i32,
+            pad: 0,
+        };
+        let slots = job.targets.iter().map(|blocks| {
+            blocks.iter().filter(|rows| !rows.is_empty()).map(&mut slot).collect()
+        });
+        Self { slots: slots.collect(), texts }
+    }
+}
+
+impl fmt::Debug for CudaBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaBackend")
+            .field("config", &self.config)
+            .field("device", &self.description)
+            .finish_non_exhaustive()
+    }
+}

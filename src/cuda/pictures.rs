@@ -1,0 +1,160 @@
+//! Images on their way to the tower: decoded on the host, resized on the device.
+//!
+//! ```text
+//!   files ─ decode ─▶ RGB8 ─ ring, band by band ─▶ raw ─ resize, two passes ─▶ square [S, S, 3]
+//!           threads of the host                    one after the other, on the stream of uploads
+//! ```
+//!
+//! The passes are those of [`crate::image::resize`], in its order, with its tables: the same bytes.
+
+use std::sync::Arc;
+use std::sync::mpsc::{TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use super::Kernels;
+use super::driver::{Context, DeviceMemory, Span, Stream};
+use super::resize::{DevicePasses, Pixels, Resize};
+use super::upload::Ring;
+use crate::backend::Pictures;
+use crate::error::{Error, Result};
+use crate::image::decode::{Decoded, decode};
+use crate::image::resize::Passes;
+use crate::image::{Resample, RgbView};
+
+/// Device memory that grows to what is asked of it and is kept from then on.
+#[derive(Debug)]
+pub(crate) struct Growing {
+    context: Arc<Context>,
+    memory: Option<DeviceMemory>,
+    purpose: &'static str,
+}
+
+impl Growing {
+    /// Nothing yet; `purpose` goes into the message should there be no room.
+    pub(crate) fn new(context: &Arc<Context>, purpose: &'static str) -> Self {
+        Self { context: context.clone(), memory: None, purpose }
+    }
+
+    /// `bytes` of it; what was there before is lost if there were fewer.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room or the driver fails.
+    pub(crate) fn span(&mut self, bytes: usize) -> Result<Span<u8>> {
+        if self.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
+            self.memory = None; // waits for what uses it
+            self.memory = Some(DeviceMemory::new(&self.context, bytes, self.purpose)?);
+        }
+        match &self.memory {
+            // SAFETY: its holder keeps it while anything enqueued uses it; growing frees it only after that.
+            Some(memory) => unsafe { memory.span() }.slice(0..bytes),
+            None => Ok(Span::NONE),
+        }
+    }
+}
+
+/// Brings images to the tower's size on the device.
+#[derive(Debug)]
+pub(crate) struct Resizer {
+    raw: Growing,
+    between: Growing,
+    tables: Growing,
+}
+
+impl Resizer {
+    /// Nothing yet.
+    pub(crate) fn new(context: &Arc<Context>) -> Self {
+        Self {
+            raw: Growing::new(context, "an image"),
+            between: Growing::new(context, "an image between the passes of its resize"),
+            tables: Growing::new(context, "the tables of a resize"),
+        }
+    }
+
+    /// Uploads an image and enqueues its resize by `rule` to `square`, `[side, side, 3]` without gaps.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room for the image or the driver fails.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing; a struct would only rename the list")]
+    pub(crate) fn enqueue(
+        &mut self,
+        stream: &Stream,
+        kernels: &Kernels,
+        ring: &mut Ring,
+        image: RgbView<'_>,
+        rule: Resample,
+        side: usize,
+        square: Span<u8>,
+    ) -> Result<()> {
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        let passes = Passes::new((image.width(), image.height()), (side as u32, side as u32), rule);
+        if passes.horizontal.is_none() && passes.vertical.is_none() {
+            return ring.send_rows(stream, square, 3 * side, side, |y| image.row(y as u32));
+        }
+        let pitch = (3 * width).next_multiple_of(4);
+        let raw = self.raw.span(height * pitch)?;
+        ring.send_rows(stream, raw, pitch, height, |y| image.row(y as u32))?;
+        let words = self.tables.span(DevicePasses::words(&passes) * size_of::<i32>())?;
+        let mut at = 0;
+        for table in passes.horizontal.iter().chain(&passes.vertical) {
+            let part = words.slice(at..at + size_of_val(table.words.as_slice()))?;
+            ring.send_all(stream, part, &table.words)?;
+            at += part.len();
+        }
+        let tables = DevicePasses::new(words.cast()?, &passes)?;
+        let between = self.between.span(Resize::between_bytes(&passes, width, side))?;
+        let out = Pixels::new(square, side, side, 3 * side)?;
+        let from = Pixels::new(raw, height, width, pitch)?;
+        kernels.resize.enqueue(stream, &out, &from, between, &passes, &tables).map(|_| ())
+    }
+}
+
+/// Decodes images on the threads of the pool and gives each to `take` as soon as it is there, in any order.
+///
+/// Returns how long the caller had nothing to do but wait for one.
+///
+/// # Errors
+/// The error of the first image, in the order of the call, that cannot be decoded; else that of `take`.
+pub(crate) fn decode_each(
+    pictures: &Pictures<'_>,
+    indices: &[usize],
+    mut take: impl FnMut(usize, Decoded<'_>) -> Result<()>,
+) -> Result<Duration> {
+    let mut waited = Duration::ZERO;
+    let mut broken: Option<(usize, Error)> = None;
+    let mut taken = Ok(());
+    rayon::in_place_scope(|scope| {
+        let (send, receive) = channel();
+        for &i in indices {
+            let send = send.clone();
+            // An image nobody waits for any more is no loss.
+            scope.spawn(move |_| drop(send.send((i, decode(i, &pictures.sources[i], pictures.decode)))));
+        }
+        drop(send);
+        loop {
+            let start = Instant::now();
+            let next = loop {
+                match receive.try_recv() {
+                    // On a thread of the pool, lend a hand; elsewhere there is nothing to do but wait.
+                    Err(TryRecvError::Empty) => match rayon::yield_now() {
+                        Some(rayon::Yield::Executed) => {}
+                        Some(rayon::Yield::Idle) => std::thread::yield_now(),
+                        None => break receive.recv().ok(),
+                    },
+                    Ok(decoded) => break Some(decoded),
+                    Err(TryRecvError::Disconnected) => break None,
+                }
+            };
+            waited += start.elapsed();
+            let Some((i, decoded)) = next else { break };
+            match decoded {
+                Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => broken = Some((i, error)),
+                Ok(decoded) if broken.is_none() && taken.is_ok() => taken = take(i, decoded),
+                _ => {}
+            }
+        }
+    });
+    match broken {
+        Some((_, error)) => Err(error),
+        None => taken.map(|()| waited),
+    }
+}
