@@ -13,7 +13,7 @@ use half::f16;
 use crate::checkpoint::EmbeddingTable;
 use crate::error::{Error, Result};
 use crate::image::{DecodeOptions, ImageSource, Resample};
-use crate::sequence::RowsMut;
+use crate::sequence::{RowsMut, SequenceBuffer};
 use crate::warning::Warning;
 
 /// Where to run.
@@ -129,6 +129,43 @@ pub trait Backend: fmt::Debug + Send + Sync {
         let _ = batch_sizes;
         Ok(())
     }
+
+    /// Makes an empty sequence in the device's own memory, which grows to what is encoded into it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the device has no memory of its own.
+    fn device_sequence(&self) -> Result<SequenceBuffer<'static>> {
+        Err(no_memory(self.describe()))
+    }
+
+    /// Takes memory of the caller's on the device as a sequence: `elements` of fp16 from `address` on, rows
+    /// `row_stride` elements apart. What the caller gave to `stream` before an encode is waited for by it.
+    ///
+    /// # Safety
+    /// The memory must be the device's and stay allocated for as long as the sequence lives, and nobody else may
+    /// touch it while something is encoded into it; `stream` must be 0 or a stream of the device's primary
+    /// context, for as long.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the device has no memory of its own.
+    unsafe fn wrap_device(
+        &self,
+        address: u64,
+        elements: usize,
+        row_stride: usize,
+        stream: usize,
+    ) -> Result<SequenceBuffer<'static>> {
+        let _ = (address, elements, row_stride, stream);
+        Err(no_memory(self.describe()))
+    }
+}
+
+/// The error of a device whose memory is the host's.
+fn no_memory(device: String) -> Error {
+    Error::argument(
+        format!("`{device}` has no memory of its own"),
+        "Take a sequence in host memory: SequenceBuffer::new() or SequenceBuffer::wrap()",
+    )
 }
 
 /// The rows of the token embedding table, in fp16 on demand.

@@ -217,6 +217,39 @@ impl Encoder {
         self.install(|| self.backend.warm_up(batch_sizes))
     }
 
+    /// Makes an empty sequence in the memory of this encoder's GPU: features are written where they are used.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the encoder runs on the CPU.
+    pub fn device_sequence(&self) -> Result<SequenceBuffer<'static>> {
+        self.backend.device_sequence()
+    }
+
+    /// Takes memory that the caller allocated on this encoder's GPU as a sequence, to be filled in place:
+    /// `elements` of fp16 from `address` on, rows `row_stride` elements apart.
+    ///
+    /// Work given to `stream` (0 is the default stream) before a call of [`Encoder::encode_into`] is waited for
+    /// on the device. The call returns when all rows are there. Rows outside the sequence and elements between
+    /// rows are not touched.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the encoder runs on the CPU.
+    ///
+    /// # Safety
+    /// The memory must be this device's and stay allocated for as long as the sequence lives; nobody else may
+    /// touch it while a call encodes into it; `stream` must be 0 or a stream of the device's primary context
+    /// (that of PyTorch and of the CUDA runtime), and stay one for as long.
+    pub unsafe fn wrap_device(
+        &self,
+        address: u64,
+        elements: usize,
+        row_stride: usize,
+        stream: usize,
+    ) -> Result<SequenceBuffer<'static>> {
+        // SAFETY: the caller's promise.
+        unsafe { self.backend.wrap_device(address, elements, row_stride, stream) }
+    }
+
     /// Lays out a sequence: ids, slots, mask. Decodes nothing.
     ///
     /// # Errors

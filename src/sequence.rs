@@ -4,6 +4,7 @@
 //! blocks of rows ([`RowsMut`]); whoever is lent a block writes into it in place, and nothing is copied
 //! afterwards. [`SequenceBuffer::verify`] says whether everything that should be there is there.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -20,6 +21,8 @@ pub(crate) const POISON: f16 = f16::from_bits(0x7d5a);
 ///
 /// An owned buffer grows to the sequence at hand and starts poisoned, so that a row nobody wrote is found.
 /// A wrapped one is filled in place: rows outside the sequence and elements between rows are not touched.
+/// Both kinds also come in a GPU's memory, from [`Encoder::device_sequence`](crate::Encoder::device_sequence)
+/// and [`Encoder::wrap_device`](crate::Encoder::wrap_device); [`SequenceBuffer::to_host`] reads any of them.
 ///
 /// # Examples
 /// ```
@@ -36,6 +39,7 @@ pub(crate) const POISON: f16 = f16::from_bits(0x7d5a);
 #[derive(Debug, Default)]
 pub struct SequenceBuffer<'a> {
     storage: Storage<'a>,
+    address: u64,      // of the first row, if on a device
     hidden: usize,     // H
     row_stride: usize, // elements
     layout: Layout,
@@ -46,6 +50,44 @@ pub struct SequenceBuffer<'a> {
 enum Storage<'a> {
     Owned(Vec<f16>),
     Wrapped(&'a mut [f16]),
+    Device(Box<dyn DeviceRows>),
+}
+
+/// Which memory rows lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Place {
+    /// The host's.
+    Host,
+    /// That of the NVIDIA GPU with this ordinal.
+    Cuda(usize),
+}
+
+/// Rows in a device's memory, as a backend makes or takes them.
+pub(crate) trait DeviceRows: fmt::Debug + Send + Sync {
+    /// Which device.
+    fn place(&self) -> Place;
+
+    /// Makes room for `rows` of `hidden` elements, poisoned, in memory of its own; or checks that the caller's
+    /// has it. Returns address of the first element and row stride in elements.
+    fn reserve(&mut self, rows: usize, hidden: usize) -> Result<(u64, usize)>;
+
+    /// Copies `rows` of `hidden` elements to the host, shape `[rows, hidden]`.
+    fn read(&self, rows: Range<usize>, hidden: usize) -> Result<Vec<f16>>;
+
+    /// Looks at all elements of `rows` rows, on the device, and measures slots.
+    fn check(&self, rows: usize, hidden: usize, slots: &[Slot]) -> Result<RowChecks>;
+}
+
+/// What a device says about rows in its memory.
+#[derive(Debug)]
+pub(crate) struct RowChecks {
+    /// The first row that holds poison.
+    pub(crate) poisoned: Option<usize>,
+    /// The first row with an element that is not finite, and the first such channel of it.
+    pub(crate) not_finite: Option<(usize, usize)>,
+    /// Of each slot.
+    pub(crate) mean_norms: Vec<f64>,
 }
 
 impl Default for Storage<'_> {
@@ -73,7 +115,27 @@ impl<'a> SequenceBuffer<'a> {
     ///
     /// Encoding fills rows `0..L` of it in place and fails, with nothing written, if they do not fit.
     pub fn wrap(data: &'a mut [f16], row_stride: usize) -> Self {
-        Self { storage: Storage::Wrapped(data), hidden: 0, row_stride, layout: Layout::default() }
+        Self { storage: Storage::Wrapped(data), row_stride, ..Self::default() }
+    }
+
+    /// Takes rows in a device's memory.
+    pub(crate) fn on_device(rows: Box<dyn DeviceRows>) -> Self {
+        Self { storage: Storage::Device(rows), ..Self::default() }
+    }
+
+    /// Returns which memory the rows lie in.
+    pub fn place(&self) -> Place {
+        match &self.storage {
+            Storage::Owned(_) | Storage::Wrapped(_) => Place::Host,
+            Storage::Device(rows) => rows.place(),
+        }
+    }
+
+    /// Returns the device address of the first row, and the distance from one row to the next in elements, of a
+    /// sequence in a device's memory. Good until the next sequence is encoded into this buffer.
+    pub fn device_address(&self) -> Option<(u64, usize)> {
+        let on_device = matches!(self.storage, Storage::Device(_)) && !self.is_empty();
+        on_device.then_some((self.address, self.row_stride))
     }
 
     /// Returns **L**, the positions of the last sequence (or packing) encoded into this buffer.
@@ -109,22 +171,36 @@ impl<'a> SequenceBuffer<'a> {
     /// Returns row `i`, shape `[H]`.
     ///
     /// # Panics
-    /// If `i` is not below [`SequenceBuffer::len`].
+    /// If `i` is not below [`SequenceBuffer::len`], or the rows are not in host memory.
     pub fn row(&self, i: usize) -> &[f16] {
         assert!(i < self.len(), "row {i} of {}", self.len());
-        &self.data()[i * self.row_stride..][..self.hidden]
+        let data = self.data().expect("rows in host memory; `to_host` reads those of a device");
+        &data[i * self.row_stride..][..self.hidden]
     }
 
-    /// Returns all rows, shape `[L, H]`, if they lie without gaps: always so in an owned buffer.
+    /// Returns all rows, shape `[L, H]`, if they lie in host memory without gaps: always so in an owned buffer of
+    /// the host's.
     pub fn as_slice(&self) -> Option<&[f16]> {
         let contiguous = self.row_stride == self.hidden || self.len() <= 1;
-        contiguous.then(|| &self.data()[..self.len() * self.hidden])
+        self.data().filter(|_| contiguous).map(|data| &data[..self.len() * self.hidden])
     }
 
-    fn data(&self) -> &[f16] {
+    /// Copies all rows, shape `[L, H]`, wherever they lie.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if they cannot be read back.
+    pub fn to_host(&self) -> Result<Vec<f16>> {
         match &self.storage {
-            Storage::Owned(data) => data,
-            Storage::Wrapped(data) => data,
+            Storage::Device(rows) => rows.read(0..self.len(), self.hidden),
+            _ => Ok((0..self.len()).flat_map(|i| self.row(i).iter().copied()).collect()),
+        }
+    }
+
+    fn data(&self) -> Option<&[f16]> {
+        match &self.storage {
+            Storage::Owned(data) => Some(data),
+            Storage::Wrapped(data) => Some(data),
+            Storage::Device(_) => None,
         }
     }
 
@@ -158,6 +234,9 @@ impl<'a> SequenceBuffer<'a> {
                     ));
                 }
             }
+            Storage::Device(on_device) => {
+                (self.address, self.row_stride) = on_device.reserve(rows, hidden)?;
+            }
         }
         self.hidden = hidden;
         self.layout = Layout {
@@ -186,12 +265,20 @@ impl<'a> SequenceBuffer<'a> {
         let mut rest = match &mut self.storage {
             Storage::Owned(data) => data.as_mut_slice(),
             Storage::Wrapped(data) => data,
+            Storage::Device(_) => &mut [],
         };
+        let (place, address) = (self.place(), self.address);
         let mut next = 0; // first row of `rest`
         let mut lent = Vec::new();
         for block in blocks {
             if block.start < next || block.end < block.start || block.end > len {
                 return Err(Error::Internal(format!("rows {block:?} lent after row {next} of {len}")));
+            }
+            if place != Place::Host {
+                let first = address + (block.start * row_stride * size_of::<f16>()) as u64;
+                lent.push(RowsMut::on_device(place, first, block.len(), hidden, row_stride));
+                next = block.end;
+                continue;
             }
             // The last row may end where the memory does, short of a whole stride.
             let start = ((block.start - next) * row_stride).min(rest.len());
@@ -237,25 +324,42 @@ impl<'a> SequenceBuffer<'a> {
         if let Some(at) = (0..self.len()).find(|&i| expected[i] != self.layout.im_mask[i]) {
             return incomplete(format!("the mask at row {at} disagrees with the slots"));
         }
-        for i in 0..self.len() {
-            let row = self.row(i);
-            if !self.layout.written[i] || row.iter().any(|x| x.to_bits() == POISON.to_bits()) {
-                return incomplete(format!("row {i} ({}) was not written", self.whose(i)));
+        let (poisoned, not_finite, mean_norms) = match &self.storage {
+            Storage::Device(rows) => {
+                let slots: Vec<Slot> = self.layout.slots.iter().map(|&(_, slot)| slot).collect();
+                let checks = rows.check(self.len(), self.hidden, &slots)?;
+                (checks.poisoned, checks.not_finite, checks.mean_norms)
             }
-            if let Some(channel) = row.iter().position(|x| !x.is_finite()) {
-                return incomplete(format!(
-                    "row {i} ({}) holds {} in channel {channel}",
-                    self.whose(i),
-                    row[channel]
-                ));
+            _ => {
+                let is_poison = |x: &f16| x.to_bits() == POISON.to_bits();
+                let poisoned = (0..self.len()).find(|&i| self.row(i).iter().any(is_poison));
+                let not_finite = (0..self.len())
+                    .find_map(|i| Some((i, self.row(i).iter().position(|x| !x.is_finite())?)));
+                let norms = self.layout.slots.iter().map(|&(_, slot)| self.mean_norm(slot));
+                (poisoned, not_finite, norms.collect())
             }
+        };
+        let unwritten = self.layout.written.iter().position(|written| !written);
+        let unwritten = unwritten.into_iter().chain(poisoned).min();
+        let first = not_finite.filter(|&(row, _)| unwritten.is_none_or(|unwritten| row < unwritten));
+        if let Some((row, channel)) = first {
+            let value = self.value(row, channel)?;
+            return incomplete(format!("row {row} ({}) holds {value} in channel {channel}", self.whose(row)));
         }
-        let slots = self.layout.slots.iter().map(|&(image, slot)| SlotReport {
-            image,
-            slot,
-            mean_norm: self.mean_norm(slot),
-        });
+        if let Some(row) = unwritten {
+            return incomplete(format!("row {row} ({}) was not written", self.whose(row)));
+        }
+        let slots = self.layout.slots.iter().zip(mean_norms);
+        let slots = slots.map(|(&(image, slot), mean_norm)| SlotReport { image, slot, mean_norm });
         Ok(VerifyReport { rows: self.len(), slots: slots.collect() })
+    }
+
+    /// Returns one element, wherever it lies.
+    fn value(&self, row: usize, channel: usize) -> Result<f16> {
+        match &self.storage {
+            Storage::Device(rows) => Ok(rows.read(row..row + 1, self.hidden)?[channel]),
+            _ => Ok(self.row(row)[channel]),
+        }
     }
 
     /// Returns the mean Euclidean norm of a slot's rows; 0 for an empty slot.
@@ -302,7 +406,8 @@ pub struct SlotReport {
 /// Shape `[rows, H]`, row `i` starting `i * row_stride` elements after the first.
 #[derive(Debug)]
 pub struct RowsMut<'a> {
-    first: *mut f16,
+    first: *mut f16, // an address of the device's, where it lies there
+    place: Place,
     rows: usize,
     hidden: usize,     // H
     row_stride: usize, // elements
@@ -322,7 +427,18 @@ impl<'a> RowsMut<'a> {
     pub fn new(data: &'a mut [f16], hidden: usize, row_stride: usize) -> Self {
         assert!(hidden > 0 && hidden <= row_stride, "rows of {hidden} elements, {row_stride} apart");
         let rows = if data.len() < hidden { 0 } else { (data.len() - hidden) / row_stride + 1 };
-        Self { first: data.as_mut_ptr(), rows, hidden, row_stride, _lent: PhantomData }
+        Self { first: data.as_mut_ptr(), place: Place::Host, rows, hidden, row_stride, _lent: PhantomData }
+    }
+
+    /// Names rows in a device's memory, by the address of the first.
+    pub(crate) fn on_device(place: Place, first: u64, rows: usize, hidden: usize, row_stride: usize) -> Self {
+        let first = std::ptr::without_provenance_mut(first as usize);
+        Self { first, place, rows, hidden, row_stride, _lent: PhantomData }
+    }
+
+    /// Returns which memory the rows lie in.
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// Returns the number of rows.
@@ -348,15 +464,16 @@ impl<'a> RowsMut<'a> {
     /// Returns row `i`, shape `[H]`.
     ///
     /// # Panics
-    /// If there is no row `i`.
+    /// If there is no row `i`, or it is not in host memory.
     pub fn row_mut(&mut self, i: usize) -> &mut [f16] {
+        assert_eq!(self.place, Place::Host, "rows in host memory");
         let first = self.row_ptr(i);
         // SAFETY: `row_ptr` checked `i`; the row lies in the borrowed block, and `&mut self` makes it ours.
         unsafe { std::slice::from_raw_parts_mut(first, self.hidden) }
     }
 
     /// Returns a pointer to the first of row `i`'s `H` elements, for kernels whose threads write disjoint
-    /// parts of a row.
+    /// parts of a row; an address of the device's where the rows lie there ([`RowsMut::place`]).
     ///
     /// Dereferencing it is the caller's promise that no two threads touch the same element at once and
     /// that the borrow behind this block is alive.
@@ -365,8 +482,7 @@ impl<'a> RowsMut<'a> {
     /// If there is no row `i`.
     pub fn row_ptr(&self, i: usize) -> *mut f16 {
         assert!(i < self.rows, "row {i} of a block of {}", self.rows);
-        // SAFETY: `new` keeps `rows` rows of `row_stride` within one slice, and `i < rows`.
-        unsafe { self.first.add(i * self.row_stride) }
+        self.first.wrapping_add(i * self.row_stride)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
 use crate::image::{RgbImage, RgbView, prepare_all};
-use crate::sequence::RowsMut;
+use crate::sequence::{Place, RowsMut};
 
 mod activation;
 mod attention;
@@ -213,6 +213,13 @@ impl Backend for CpuBackend {
 
     fn fill(&self, job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work> {
         let Job { texts, kept, pictures, targets } = job;
+        let lent = texts.iter().map(|(_, rows)| rows).chain(kept.iter().map(|(_, rows)| rows));
+        if let Some(rows) = lent.chain(targets.iter().flatten()).find(|rows| rows.place() != Place::Host) {
+            return Err(Error::argument(
+                format!("the sequence lies in the memory of {:?}, where the CPU cannot write", rows.place()),
+                "Give a sequence in host memory, or open the encoder on that device",
+            ));
+        }
         let mut work = Work::default();
         let pixels = self.install(|| prepare(&pictures, self.config.image_size as u32, &mut work))?;
 
