@@ -24,6 +24,10 @@ void on_fault(int signal, siginfo_t *info, void *context) {
             std::abort();
         }
     }
+    if (address - hot.stacks < hot.stacks_bytes) {
+        std::fprintf(stderr, "emulated device: a kernel's thread used more than its %zu bytes of stack\n", STACK);
+        std::abort();
+    }
     // Somebody else's fault: whoever was there before, or the default.
     if ((before.sa_flags & SA_SIGINFO) != 0 && before.sa_sigaction != nullptr) {
         before.sa_sigaction(signal, info, context);
