@@ -1,23 +1,24 @@
 // hooks.cpp: every load and store of a kernel comes by here.
 //
-// Kernels are compiled with -fsanitize=thread, which puts a call to __tsan_read4(address) and its kin before each access
-// to memory. The sanitizer's runtime is not linked; these are the functions instead. Atomics of C++ have no hook here,
-// so a kernel that uses them does not link.
+// Kernels are compiled with -fsanitize=thread, which puts a call to __tsan_read4(address) and its kin before
+// each access to memory. The sanitizer's runtime is not linked; these are the functions instead. Atomics of
+// C++ have no hook here, so a kernel that uses them does not link.
 //
-//     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there, no race (races.h)
+//     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there, no race
 //             ─▶ a fiber's stack? ─▶ registers and locals: free
-//             ─▶ allocation of the last accesses? ─▶ inside, aligned
+//             ─▶ allocation of the last accesses? ─▶ inside, aligned, no race
 //             ─▶ slow: look it up; constants of the program may be read; anything else ends the launch
 //
-// Code of the harness that is compiled with the same flags passes: outside a kernel there is no running thread.
+// Code of the harness that is compiled with the same flags passes: outside a kernel there is no running
+// thread.
 #include <cstring>
 #include <link.h>
 #include <string>
 
 #include "engine.h"
 #include "memory.h"
-#include "races.h"
 #include "report.h"
+#include "track.h"
 #include "warp.h"
 
 #define CALLER __builtin_return_address(0)
@@ -26,10 +27,6 @@
 namespace emu {
 
 namespace {
-
-const char *verb(Access access) {
-    return access == Access::Read ? "read" : access == Access::Write ? "write" : "atomic update";
-}
 
 std::string hex(std::uintptr_t address) {
     char text[32];
@@ -69,12 +66,13 @@ bool is_constant(std::uintptr_t address, std::size_t bytes, const void *kernel) 
 
 __attribute__((noinline, noreturn)) void misaligned(std::uintptr_t address, std::size_t bytes, Access access,
                                                     int alignment, const void *pc) {
-    hot.executor->fail(716, "misaligned address",
-                       what(access, bytes, address) + ", which is no multiple of " + std::to_string(alignment), pc);
+    hot.executor->fail(
+        716, "misaligned address",
+        what(access, bytes, address) + ", which is no multiple of " + std::to_string(alignment), pc);
 }
 
-__attribute__((noinline, noreturn)) void beyond_shared(std::uintptr_t address, std::size_t bytes, Access access,
-                                                       const void *pc) {
+__attribute__((noinline, noreturn)) void beyond_shared(std::uintptr_t address, std::size_t bytes,
+                                                       Access access, const void *pc) {
     hot.executor->fail(700, "shared memory out of bounds",
                        std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at byte " +
                            std::to_string(static_cast<std::intptr_t>(address - hot.shared)) + " of " +
@@ -103,87 +101,19 @@ __attribute__((noinline, noreturn)) void under_way(std::uintptr_t address, std::
                        pc);
 }
 
-// ---- races and reads of nothing, in shared memory ----
-
-std::string thread_name(unsigned thread) {
-    return "thread " + std::to_string(thread) + " (warp " + std::to_string(thread / LANES) + ")";
-}
-
-__attribute__((noinline, noreturn)) void race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes,
-                                              Access access, const void *pc) {
-    const auto *entry = static_cast<const char *>(hot.executor->launch->kernel->entry);
-    std::string other = c.reader < ONE_WARP ? thread_name(c.reader)
-                        : c.reader < SEVERAL ? "several lanes of warp " + std::to_string(c.reader & ~ONE_WARP)
-                                             : "several warps";
-    if (with_write) {
-        other = thread_name(c.writer);
-    }
-    hot.executor->fail(719, "race in shared memory",
-                       std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at shared byte " +
-                           std::to_string(address - hot.shared) + ", which " + other + (with_write ? " wrote" : " read") +
-                           " at " + mark_line(entry + (with_write ? c.write_line : c.read_line)) +
-                           " with no barrier in between",
-                       pc);
-}
-
-__attribute__((noinline, noreturn)) void nothing_there(std::uintptr_t address, std::size_t bytes, const void *pc) {
-    hot.executor->fail(719, "uninitialised shared memory",
-                       "read of " + std::to_string(bytes) + " bytes at shared byte " +
-                           std::to_string(address - hot.shared) + ", which nothing in this block has written",
-                       pc);
-}
-
-inline __attribute__((always_inline)) Moment this_moment(const void *pc) {
-    const Executor &ex = *hot.executor;
-    const auto thread = static_cast<std::uint16_t>(hot.self->index);
-    return Moment{ex.epoch, thread, ex.warps[thread / LANES].step,
-                  static_cast<std::int32_t>(static_cast<const char *>(pc) -
-                                            static_cast<const char *>(ex.launch->kernel->entry))};
-}
-
-inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, std::size_t bytes, Access access,
-                                                        const void *pc) {
-    const Moment now = this_moment(pc);
-    Cell *c = &hot.executor->cells[(address - hot.shared) / CELL];
-    if (bytes < CELL) {
-        if (access != Access::Read) {
-            c->write_epoch = now.epoch;
-            c->writer = UNTRACKED;
-        }
-        return;
-    }
-    for (Cell *end = c + bytes / CELL; c != end; c++) {
-        if (write_conflicts(*c, now)) {
-            race(*c, true, address, bytes, access, pc);
-        }
-        if (access == Access::Read) {
-            if (c->write_epoch < hot.executor->first_epoch) {
-                nothing_there(address, bytes, pc);
-            }
-            note_read(*c, now);
-        } else {
-            if (read_conflicts(*c, now)) {
-                race(*c, false, address, bytes, access, pc);
-            }
-            note_write(*c, now);
-        }
-    }
-}
-
-// Not shared, not the stack, not one of the last two allocations.
-__attribute__((noinline)) void look_up(std::uintptr_t address, std::size_t bytes, Access access, const void *pc) {
+// Not shared, not the stack, not one of the last two allocations. True: now the last one; false: a constant.
+__attribute__((noinline)) bool look_up(std::uintptr_t address, std::size_t bytes, Access access,
+                                       const void *pc) {
     Executor &ex = *hot.executor;
     for (Memory *memory : ex.launch->memories) {
         if (const Allocation *a = memory->holding(address, bytes)) {
             hot.older = hot.hit;
-            hot.older_bytes = hot.hit_bytes;
-            hot.hit = a->base;
-            hot.hit_bytes = a->bytes;
-            return;
+            hot.hit = Hit{a->base, a->bytes, &memory->shadow()};
+            return true;
         }
     }
     if (access == Access::Read && is_constant(address, bytes, ex.launch->kernel->entry)) {
-        return;
+        return false;
     }
     if (address - hot.shared + 4096 < hot.shared_bytes + 8192) {
         beyond_shared(address, bytes, access, pc);
@@ -230,10 +160,12 @@ inline __attribute__((always_inline)) void touch(std::uintptr_t address, std::si
         if (!LIKELY((address & (alignment - 1)) == 0)) {
             misaligned(address, bytes, access, alignment, pc);
         }
-        const bool known = (address - hot.hit < hot.hit_bytes && address - hot.hit + bytes <= hot.hit_bytes) ||
-                           (address - hot.older < hot.older_bytes && address - hot.older + bytes <= hot.older_bytes);
-        if (!LIKELY(known)) {
-            look_up(address, bytes, access, pc);
+        if (LIKELY(hot.hit.holds(address, bytes))) {
+            track_global(*hot.hit.shadow, address, bytes, access, pc);
+        } else if (hot.older.holds(address, bytes)) {
+            track_global(*hot.older.shadow, address, bytes, access, pc);
+        } else if (look_up(address, bytes, access, pc)) {
+            track_global(*hot.hit.shadow, address, bytes, access, pc);
         }
     }
     if (!LIKELY(--hot.budget > 0)) {
@@ -243,7 +175,7 @@ inline __attribute__((always_inline)) void touch(std::uintptr_t address, std::si
 
 inline std::uintptr_t number(const void *p) { return reinterpret_cast<std::uintptr_t>(p); }
 
-}  // namespace
+} // namespace
 
 void check_shared(const void *at, int bytes, Access access, const void *pc) {
     const std::uintptr_t address = number(at);
@@ -274,6 +206,7 @@ void landed_in_shared(const void *at, const void *pc) {
     const Moment now = this_moment(pc);
     for (unsigned i = 0; i < 16 / CELL; i++) {
         note_write(c[i], now);
+        c[i].write_line = now.line;
     }
 }
 
@@ -295,7 +228,8 @@ void load_constant(void *to, const void *from, int bytes) {
 unsigned long long atomic_min_u64(unsigned long long *at, unsigned long long value) {
     check_global(at, 8, 8, Access::Atomic, CALLER);
     unsigned long long old = __atomic_load_n(at, __ATOMIC_RELAXED);
-    while (value < old && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (value < old &&
+           !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
     return old;
 }
@@ -316,12 +250,13 @@ unsigned char *shared_memory() { return hot.executor->shared; }
 // A window that begins with 1 KiB of the system's, as on recent cards.
 unsigned shared_address(const void *p) { return static_cast<unsigned>(number(p) - hot.shared) + 1024; }
 
-}  // namespace emu
+} // namespace emu
 
-// ---- the compiler's calls -----------------------------------------------------------------------------------
+// ---- the compiler's calls
+// -----------------------------------------------------------------------------------
 
-#define HOOK(name, bytes, alignment, access)                                                            \
-    void name(void *at);                                                                                \
+#define HOOK(name, bytes, alignment, access) \
+    void name(void *at);                     \
     void name(void *at) { emu::touch(emu::number(at), bytes, alignment, emu::Access::access, CALLER); }
 
 extern "C" {

@@ -1,9 +1,10 @@
 // races.h: who touched a cell of memory last, and whether that was ordered with who touches it now.
 //
-// Time is cut into epochs: one begins with each block and with each opening of the block's barrier; numbers are never
-// used twice. Inside an epoch only two things order accesses of different threads: a warp_barrier between them, when
-// both are of one warp, and nothing else. (Shuffles, votes, ldmatrix and mma order no memory.) A clock per thread would
-// say the same; with these few kinds of synchronisation, an epoch and the number of warp barriers so far, the step, are the clock.
+// Time is cut into epochs: one begins with each block and with each opening of the block's barrier; numbers
+// are never used twice. Inside an epoch only two things order accesses of different threads: a warp_barrier
+// between them, when both are of one warp, and nothing else. (Shuffles, votes, ldmatrix and mma order no
+// memory.) A clock per thread would say the same; with these few kinds of synchronisation, an epoch and the
+// number of warp barriers so far, the step, are the clock.
 //
 //     cell, one per 2 bytes of shared memory
 //       last write   epoch, thread, step, line
@@ -15,10 +16,10 @@
 //
 // A cp.async writes twice: when it is issued and when it is waited for.
 //
-// Of global memory only writes are kept: epoch, thread, step, line, per 2 bytes. Blocks of one launch are not ordered,
-// whatever their epochs, so a write of an earlier epoch of the same launch but not of this block is a race. A write
-// after another block's read is not seen (the same pair in the other order is, under another seed). Atomic updates
-// leave no trace.
+// Global memory has the same traces, without lines. Blocks of one launch are not ordered, whatever their
+// epochs: an access of this launch that is older than the running block belongs to another block, and races.
+// Launches are ordered. Atomic updates leave no trace. A second set of bits says what was ever written, by
+// kernels, copies or fills.
 //
 // Single bytes are not tracked: neighbours share a cell.
 #pragma once
@@ -27,25 +28,29 @@
 
 namespace emu {
 
-constexpr unsigned CELL = 2;  // bytes
+constexpr unsigned CELL = 2; // bytes
 
-constexpr std::uint16_t ONE_WARP = 0x4000;     // | warp: several of its lanes
-constexpr std::uint16_t SEVERAL = 0x8000;      // warps
-constexpr std::uint16_t UNTRACKED = 0xffff;    // written in single bytes
+constexpr std::uint16_t ONE_WARP = 0x4000;  // | warp: several of its lanes
+constexpr std::uint16_t SEVERAL = 0x8000;   // warps
+constexpr std::uint16_t BLOCKS = 0xfffe;    // several blocks of this launch (global memory)
+constexpr std::uint16_t UNTRACKED = 0xffff; // written in single bytes
 
-struct Cell {
+struct Trace {
     std::uint32_t write_epoch;
     std::uint16_t writer, write_step;
     std::uint32_t read_epoch;
     std::uint16_t reader, read_step;
-    std::int32_t write_line, read_line;  // return address, from the kernel's entry
+};
+struct Cell : Trace {
+    std::int32_t write_line, read_line; // return address, from the kernel's entry
 };
 
-struct GlobalCell {
-    std::uint32_t epoch;
-    std::uint16_t writer, step;
-    std::int32_t line;
-    std::uint32_t block;  // linear
+// The traces of a device's memory, one per CELL bytes, and one bit per CELL bytes: written ever. Null: not
+// kept.
+struct Shadow {
+    std::uintptr_t base = 0;
+    Trace *traces = nullptr;
+    unsigned char *written = nullptr;
 };
 
 // Who accesses now.
@@ -62,11 +67,11 @@ inline bool comes_before(unsigned thread, unsigned step, const Moment &now) {
     return thread == now.thread || (same_warp(thread, now.thread) && step < now.step);
 }
 
-inline bool write_conflicts(const Cell &c, const Moment &now) {
+inline bool write_conflicts(const Trace &c, const Moment &now) {
     return c.write_epoch == now.epoch && c.writer != UNTRACKED && !comes_before(c.writer, c.write_step, now);
 }
 
-inline bool read_conflicts(const Cell &c, const Moment &now) {
+inline bool read_conflicts(const Trace &c, const Moment &now) {
     if (c.read_epoch != now.epoch) {
         return false;
     }
@@ -76,7 +81,7 @@ inline bool read_conflicts(const Cell &c, const Moment &now) {
     return c.reader >= SEVERAL || (c.reader & ~ONE_WARP) != now.thread / 32 || c.read_step >= now.step;
 }
 
-inline void note_read(Cell &c, const Moment &now) {
+inline void note_read(Trace &c, const Moment &now) {
     if (c.read_epoch != now.epoch) {
         c.reader = now.thread;
     } else if (c.reader != now.thread && c.reader < SEVERAL) {
@@ -85,14 +90,38 @@ inline void note_read(Cell &c, const Moment &now) {
     }
     c.read_epoch = now.epoch;
     c.read_step = now.step;
-    c.read_line = now.line;
 }
 
-inline void note_write(Cell &c, const Moment &now) {
+inline void note_write(Trace &c, const Moment &now) {
     c.write_epoch = now.epoch;
     c.writer = now.thread;
     c.write_step = now.step;
-    c.write_line = now.line;
 }
 
-}  // namespace emu
+// ---- global memory: `launch` and `block` are the first epochs of the running ones ----
+
+inline bool other_block(std::uint32_t epoch, std::uint32_t launch, std::uint32_t block) {
+    return epoch >= launch && epoch < block;
+}
+
+inline bool global_write_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
+                                   std::uint32_t block) {
+    return (other_block(c.write_epoch, launch, block) && c.writer != UNTRACKED) || write_conflicts(c, now);
+}
+
+inline bool global_read_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
+                                  std::uint32_t block) {
+    return other_block(c.read_epoch, launch, block) || (c.read_epoch >= launch && c.reader == BLOCKS) ||
+           read_conflicts(c, now);
+}
+
+inline void note_global_read(Trace &c, const Moment &now, std::uint32_t launch, std::uint32_t block) {
+    if (other_block(c.read_epoch, launch, block) || (c.read_epoch >= launch && c.reader == BLOCKS)) {
+        c.reader = BLOCKS;
+        c.read_epoch = now.epoch;
+        return;
+    }
+    note_read(c, now);
+}
+
+} // namespace emu
