@@ -2,12 +2,13 @@
 //
 // Kernels are compiled twice from the same text:
 //
-//     nvcc  ──▶  device bodies below: one PTX instruction in inline asm           ──▶  a GPU
-//     g++   ──▶  host bodies below: a call into emu:: (tests/emu/emu.h)           ──▶  the emulated device of the tests
+//     nvcc ──▶ device bodies below: one PTX instruction in inline asm     ──▶ a GPU
+//     g++  ──▶ host bodies below: a call into emu:: (tests/emu/emu.h)     ──▶ the emulated device of the tests
 //
-// This file is the only one that knows that. A kernel includes it (and our other .cuh files), and nothing else:
-// no cuda_fp16.h, no asm, no __CUDA_ARCH__, no __shared__ arrays, no C++ atomics. Plain loads and stores through
-// ordinary pointers are ordinary C++ on both sides; the emulated device sees them through compiler hooks.
+// This file is the only one that knows that. A kernel includes it (and our other .cuh files), and nothing
+// else: no cuda_fp16.h, no asm, no __CUDA_ARCH__, no __shared__ arrays, no C++ atomics. Plain loads and
+// stores through ordinary pointers are ordinary C++ on both sides; the emulated device sees them through
+// compiler hooks.
 //
 // Manners shared by all functions here:
 //   * A collective (shuffle, ballot, ldmatrix, mma, *_barrier) is reached by all 32 lanes of the warp
@@ -15,7 +16,7 @@
 //   * fp16 is a bag of 16 bits. Arithmetic happens in f32, rounding is named where it happens.
 //   * Addresses of 16-byte accesses are multiples of 16; of 8-byte accesses multiples of 8.
 //
-// A file for one architecture says so before it includes this one (#define PTX_ONLY_SM90A); the check lives here.
+// A file for one architecture says so before it includes this one: #define PTX_ONLY_SM90A.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -33,7 +34,7 @@
 extern __shared__ __align__(128) unsigned char ptx_smem_raw[];
 #define PTX_SMEM(type, name) type *name = reinterpret_cast<type *>(ptx_smem_raw)
 
-#else  // ---- g++: the emulated device ----
+#else // ---- g++: the emulated device ----
 
 #include "../tests/emu/emu.h"
 
@@ -47,8 +48,8 @@ extern __shared__ __align__(128) unsigned char ptx_smem_raw[];
 
 #endif
 
-constexpr int WARP = 32;                // lanes
-constexpr unsigned ALL_LANES = ~0u;     // the mask of a whole warp
+constexpr int WARP = 32;            // lanes
+constexpr unsigned ALL_LANES = ~0u; // the mask of a whole warp
 
 struct fp16 {
     unsigned short bits;
@@ -61,7 +62,7 @@ struct alignas(16) vec16 {
 };
 static_assert(sizeof(fp16) == 2 && sizeof(vec8) == 8 && sizeof(vec16) == 16, "layouts shared with the host");
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Who am I. All values are int: grids and blocks of this project stay below 2^31.
 
 #if defined(__CUDACC__)
@@ -84,7 +85,7 @@ PTX_INLINE int block_dim_x() { return emu::block_dim_x(); }
 PTX_INLINE int lane() { return thread_x() & (WARP - 1); }
 PTX_INLINE int warp() { return thread_x() / WARP; }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Bits.
 
 PTX_INLINE float bits_to_f32(unsigned bits) {
@@ -134,22 +135,26 @@ PTX_INLINE unsigned pack_fp16x2(float lo, float hi) {
     return emu::float_to_half(lo) | static_cast<unsigned>(emu::float_to_half(hi)) << 16;
 #endif
 }
-PTX_INLINE float fp16_lo(unsigned packed) { return fp16_to_f32(fp16{static_cast<unsigned short>(packed & 0xffffu)}); }
-PTX_INLINE float fp16_hi(unsigned packed) { return fp16_to_f32(fp16{static_cast<unsigned short>(packed >> 16)}); }
+PTX_INLINE float fp16_lo(unsigned packed) {
+    return fp16_to_f32(fp16{static_cast<unsigned short>(packed & 0xffffu)});
+}
+PTX_INLINE float fp16_hi(unsigned packed) {
+    return fp16_to_f32(fp16{static_cast<unsigned short>(packed >> 16)});
+}
 
 // bf16 is the upper half of an f32: exact.
 PTX_INLINE float bf16_to_f32(unsigned short bits) { return bits_to_f32(static_cast<unsigned>(bits) << 16); }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Arithmetic whose rounding matters. `*_approx` has the error that the PTX manual states; the emulated device
 // answers with some value inside that error (always the same one for the same input).
 
 #if defined(__CUDACC__)
-#define PTX_UNARY(name, instruction)                                  \
-    PTX_INLINE float name(float x) {                                  \
-        float y;                                                      \
-        asm(instruction " %0, %1;" : "=f"(y) : "f"(x));               \
-        return y;                                                     \
+#define PTX_UNARY(name, instruction)                    \
+    PTX_INLINE float name(float x) {                    \
+        float y;                                        \
+        asm(instruction " %0, %1;" : "=f"(y) : "f"(x)); \
+        return y;                                       \
     }
 #else
 #define PTX_UNARY(name, instruction) \
@@ -158,7 +163,7 @@ PTX_INLINE float bf16_to_f32(unsigned short bits) { return bits_to_f32(static_ca
 PTX_UNARY(exp2_approx, "ex2.approx.ftz.f32")    // 2^x, 2^-22 relative; subnormals flushed
 PTX_UNARY(rcp_approx, "rcp.approx.ftz.f32")     // 1/x, 1 ulp; subnormals flushed
 PTX_UNARY(rsqrt_approx, "rsqrt.approx.ftz.f32") // 1/sqrt(x), 2^-22.9 relative; subnormals flushed
-PTX_UNARY(tanh_approx, "tanh.approx.f32")       // 2^-11 relative: too coarse for anything rounded to fp16 within 1 ulp
+PTX_UNARY(tanh_approx, "tanh.approx.f32")       // 2^-11 relative: too coarse for 1 ulp of fp16
 PTX_UNARY(sqrt_rn, "sqrt.rn.f32")               // correctly rounded
 #undef PTX_UNARY
 
@@ -208,7 +213,7 @@ PTX_INLINE float erf_f32(float x) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Memory: 16 and 8 bytes at once, aligned. Shared or global; the compiler finds out which.
 
 PTX_INLINE vec16 load_16(const void *from) {
@@ -295,15 +300,15 @@ PTX_INLINE unsigned smem_address(const void *in_shared) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// cp.async: global -> shared past the registers. Order of life of one copy, seen by the thread that issued it:
+// -----------------------------------------------------------------------------------------------------------
+// cp.async: global -> shared past the registers. The life of one copy, seen by the thread that issued it:
 //
 //     cp_async_16   the destination is undefined from here on, the source must stay as it is
 //     cp_async_commit   all copies issued since the last commit become one group
-//     cp_async_wait<N>  all but the newest N groups have landed, for THIS thread; others need a block_barrier after it
+//     cp_async_wait<N>  all but the newest N groups have landed, for THIS thread; others need a barrier after it
 
-// 16 bytes, of which the first `bytes` (0..=16) come from `from` and the rest are zero. `from` may be any 16-byte
-// aligned address when bytes is 0. Bypasses L1.
+// 16 bytes, of which the first `bytes` (0..=16) come from `from` and the rest are zero. `from` may be any
+// 16-byte aligned address when bytes is 0. Bypasses L1.
 PTX_INLINE void cp_async_16(void *to_shared, const void *from, int bytes) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -330,7 +335,7 @@ template <int N> PTX_INLINE void cp_async_wait() {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Warp and block.
 
 // __syncthreads: all threads of the block arrive; what each wrote before is seen by all after.
@@ -377,7 +382,9 @@ PTX_INLINE float shuffle_xor(float value, int lane_mask) {
 PTX_INLINE int shuffle(int value, int from_lane) {
     return static_cast<int>(shuffle(static_cast<unsigned>(value), from_lane));
 }
-PTX_INLINE float shuffle(float value, int from_lane) { return bits_to_f32(shuffle(f32_to_bits(value), from_lane)); }
+PTX_INLINE float shuffle(float value, int from_lane) {
+    return bits_to_f32(shuffle(f32_to_bits(value), from_lane));
+}
 
 // Bit i: did lane i say yes.
 PTX_INLINE unsigned warp_ballot(bool yes) {
@@ -393,11 +400,11 @@ PTX_INLINE unsigned warp_ballot(bool yes) {
 }
 PTX_INLINE bool warp_any(bool yes) { return warp_ballot(yes) != 0; }
 
-// ---------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------------------------------------
 // Tensor cores. Fragment maps, g = lane / 4, t = lane % 4; each register holds two fp16, lower column first:
 //
 //     ldmatrix_x4: four 8x8 matrices of 16-byte rows. Lane i passes the address of row i % 8 of matrix i / 8.
-//                  r[j] of a lane = matrix j, row g, columns 2t and 2t+1 (trans: rows 2t and 2t+1 of column g).
+//                  r[j] of a lane = matrix j, row g, columns 2t, 2t+1 (trans: rows 2t, 2t+1 of column g).
 //
 //     mma_16816:   D[16x8] += A[16x16] . B[16x8], fp16 in, f32 sums.
 //                  a[0] A[g][2t..]   a[1] A[g+8][2t..]   a[2] A[g][2t+8..]   a[3] A[g+8][2t+8..]
@@ -429,10 +436,11 @@ PTX_INLINE void ldmatrix_x4_trans(unsigned (&r)[4], const void *row_in_shared) {
 
 PTX_INLINE void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if defined(__CUDACC__)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     const emu::FloatQuad q = emu::mma_16816({d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, b[0], b[1]);
     d[0] = q.f0, d[1] = q.f1, d[2] = q.f2, d[3] = q.f3;

@@ -14,6 +14,15 @@ pub(crate) struct Image {
 struct Aligned<T>(T);
 
 /// The kernel files that are loaded, by stem.
-pub(crate) const STEMS: &[&str] = &["linear_sm80", "attention_sm80", "layer_norm", "patches"];
+pub(crate) const STEMS: &[&str] = &[
+    "linear_sm80",
+    "attention_sm80",
+    "layer_norm",
+    "patches",
+    "resize",
+    "embed_tokens",
+    "convert",
+    "verify",
+];
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::driver::{DevicePtr, Module, Span, Stream};
+use super::driver::{DevicePtr, Module, Pod, Span, Stream, Zeroable};
 use super::launch::{Entry, Kernel, contract, int, launch, parameters};
 use super::matrix::Matrix;
 use crate::error::Result;
@@ -24,6 +24,11 @@ pub(crate) struct SlotRows {
     /// Nothing.
     pub(crate) pad: i32,
 }
+
+// SAFETY: integers without padding.
+unsafe impl Zeroable for SlotRows {}
+// SAFETY: as above.
+unsafe impl Pod for SlotRows {}
 
 /// The slots of a batch, on the device: `slots[begin[b]..begin[b + 1]]` are those of image `b`.
 #[derive(Clone, Copy, Debug)]

@@ -23,14 +23,19 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 pub(crate) mod attention;
+pub(crate) mod convert;
 pub(crate) mod driver;
+pub(crate) mod embed_tokens;
 pub(crate) mod images;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod patches;
+pub(crate) mod range;
+pub(crate) mod resize;
 pub(crate) mod tower;
+pub(crate) mod verify;
 pub(crate) mod weights;
 
 #[cfg(test)]
@@ -41,11 +46,15 @@ mod testkit;
 mod tests;
 
 use attention::Attention;
+use convert::Convert;
 use driver::{Context, Module};
+use embed_tokens::EmbedTokens;
 use images::Image;
 use layer_norm::LayerNorm;
 use linear::Linear;
 use patches::Patches;
+use resize::Resize;
+use verify::Verify;
 
 /// Names GPU `ordinal`, after checking that this build can use it.
 ///
@@ -107,6 +116,10 @@ pub(crate) struct Kernels {
     pub(crate) attention: Attention,
     pub(crate) layer_norm: LayerNorm,
     pub(crate) patches: Patches,
+    pub(crate) resize: Resize,
+    pub(crate) embed_tokens: EmbedTokens,
+    pub(crate) convert: Convert,
+    pub(crate) verify: Verify,
 }
 
 impl Kernels {
@@ -122,6 +135,10 @@ impl Kernels {
             attention: Attention::load(&module("attention_sm80")?)?,
             layer_norm: LayerNorm::load(&module("layer_norm")?)?,
             patches: Patches::load(&module("patches")?)?,
+            resize: Resize::load(&module("resize")?)?,
+            embed_tokens: EmbedTokens::load(&module("embed_tokens")?)?,
+            convert: Convert::load(&module("convert")?)?,
+            verify: Verify::load(&module("verify")?)?,
         })
     }
 }
@@ -131,5 +148,9 @@ pub(crate) fn entries() -> Vec<launch::Entry> {
     let mut entries = linear::ENTRIES.concat();
     entries.extend(attention::ENTRIES);
     entries.extend([layer_norm::ENTRY, patches::ENTRY]);
+    entries.extend(resize::ENTRIES);
+    entries.extend(embed_tokens::ENTRIES);
+    entries.extend(convert::ENTRIES);
+    entries.extend(verify::ENTRIES);
     entries
 }

@@ -29,6 +29,11 @@ use super::{Resample, RgbImage, RgbView};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(feature = "cuda")]
+mod passes;
+
+#[cfg(feature = "cuda")]
+pub(crate) use passes::{Passes, Table};
 
 /// Bits after the point of a weight.
 const PRECISION: u32 = 22;
@@ -94,7 +99,7 @@ impl Resizer {
             }
             (Some(wide), None) => kernel.horizontal(rows, wide, out),
             (None, Some(high)) => kernel.vertical(rows, high, 0, out),
-            (Some(wide), Some(high)) if rule.vertical_first(src, width, height) => {
+            (Some(wide), Some(high)) if rule.vertical_first((src.width, src.height), (width, height)) => {
                 self.between.resize(rows.bytes * height as usize, 0); // [height, w, 3]
                 kernel.vertical(rows, high, 0, &mut self.between);
                 kernel.horizontal(Rows::packed(&self.between, rows.bytes), wide, out);
@@ -113,12 +118,13 @@ impl Resizer {
 }
 
 impl Resample {
-    fn vertical_first(self, src: RgbView<'_>, width: u32, height: u32) -> bool {
+    /// Sizes are width and height, in pixels.
+    fn vertical_first(self, from: (u32, u32), to: (u32, u32)) -> bool {
         let shrinks = |from: u32, to: u32| i64::from(from) - i64::from(to);
-        let (across, down) = (shrinks(src.width, width), shrinks(src.height, height));
+        let (across, down) = (shrinks(from.0, to.0), shrinks(from.1, to.1));
         down > 0
             && match self {
-                Self::Pillow => i64::from(src.height) > 100 * i64::from(src.width),
+                Self::Pillow => i64::from(from.1) > 100 * i64::from(from.0),
                 Self::Pillow13 => down > 2 * across,
             }
     }
@@ -424,7 +430,8 @@ mod tests {
             }
             let view = RgbView::new(&data, w, h, stride).unwrap();
             let rule = if rule { Resample::Pillow } else { Resample::Pillow13 };
-            let expected = by_the_book(&src, width, height, rule.vertical_first(view, width, height));
+            let vertical_first = rule.vertical_first((view.width, view.height), (width, height));
+            let expected = by_the_book(&src, width, height, vertical_first);
             prop_assert!(resize(view, width, height, rule) == expected);
 
             let rows = Rows { data: &data, stride, bytes: 3 * w as usize, count: h as usize };
@@ -474,10 +481,7 @@ mod tests {
     #[test]
     fn the_order_of_passes_depends_on_the_rule() {
         use Resample::{Pillow, Pillow13};
-        let order = |rule: Resample, (w, h): (u32, u32), (width, height)| {
-            let data = vec![0; 3 * (w * h) as usize];
-            rule.vertical_first(RgbView::new(&data, w, h, 3 * w as usize).unwrap(), width, height)
-        };
+        let order = |rule: Resample, from: (u32, u32), to: (u32, u32)| rule.vertical_first(from, to);
         assert!(!order(Pillow, (270, 1200), (490, 490)));
         assert!(order(Pillow13, (270, 1200), (490, 490)));
         // down by 1000, across by 500, then by 499

@@ -1,8 +1,9 @@
 // emu.h: the emulated device as a kernel sees it, through kernels/ptx.cuh and nothing else.
 //
-// Everything here is a plain call that the engine (engine.cpp, warp.cpp) answers for the CUDA thread that is running now. Small
-// values travel by value, so that fragments stay in registers and the memory hooks (hooks.cpp) see only what the
-// kernel really loads and stores. The calls are never inlined: their return address is the line that a report names.
+// Everything here is a plain call that the engine (engine.cpp, warp.cpp) answers for the CUDA thread that is
+// running now. Small values travel by value, so that fragments stay in registers and the memory hooks
+// (hooks.cpp) see only what the kernel really loads and stores. The calls are never inlined: their return
+// address is the line that a report names.
 #pragma once
 
 namespace emu {
@@ -33,7 +34,8 @@ __attribute__((const)) float tanh_approx(float x);
 __attribute__((const)) float sqrt_rn(float x);
 __attribute__((const)) float erf_f32(float x);
 
-// `bytes` in one access; the address is a multiple of it. load_constant: global memory that this launch never writes.
+// `bytes` in one access; the address is a multiple of it. load_constant: global memory that this launch never
+// writes.
 void load(void *to_registers, const void *from, int bytes);
 void store(void *to, const void *from_registers, int bytes);
 void load_constant(void *to_registers, const void *from, int bytes);
@@ -73,11 +75,11 @@ inline __attribute__((always_inline)) unsigned short float_to_half(float value) 
     if (magnitude > 0x7f800000u) {
         return 0x7fff;
     }
-    if (magnitude >= 0x477ff000u) {  // 65520 and more round to infinity
+    if (magnitude >= 0x477ff000u) { // 65520 and more round to infinity
         return static_cast<unsigned short>(sign | 0x7c00u);
     }
     unsigned half;
-    if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 makes the f32 adder round at 2^-24
+    if (magnitude < 0x38800000u) { // below 2^-14: adding 0.5 makes the f32 adder round at 2^-24
         const float rounded = __builtin_bit_cast(float, magnitude) + 0.5f;
         half = __builtin_bit_cast(unsigned, rounded) - 0x3f000000u;
     } else {
@@ -87,4 +89,4 @@ inline __attribute__((always_inline)) unsigned short float_to_half(float value) 
     return static_cast<unsigned short>(sign | half);
 }
 
-}  // namespace emu
+} // namespace emu

@@ -15,7 +15,7 @@ namespace emu {
 
 __thread Hot hot;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
 asm(R"(
 .text
 .p2align 4
@@ -45,13 +45,14 @@ emu_switch_stack:
 namespace {
 
 constexpr std::size_t PAGE = 4096;
-constexpr std::size_t SHARED_OFFSET = 128;  // the window is 128-byte aligned and no better
+constexpr std::size_t SHARED_OFFSET = 128; // the window is 128-byte aligned and no better
 constexpr std::int64_t NEVER = INT64_MAX;
 
 void fiber_entry() { hot.executor->thread_main(); }
 
 unsigned char *map(std::size_t bytes) {
-    void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *at =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) {
         std::perror("emu: cannot map stacks");
         std::abort();
@@ -59,19 +60,20 @@ unsigned char *map(std::size_t bytes) {
     return static_cast<unsigned char *>(at);
 }
 
-}  // namespace
+} // namespace
 
 const char *op_name(Op op) {
-    static const char *const names[] = {"nothing",  "warp_barrier", "shuffle",          "shuffle_xor",
-                                        "ballot",   "ldmatrix_x4",  "ldmatrix_x4_trans", "mma_16816"};
+    static const char *const names[] = {"nothing", "warp_barrier", "shuffle",           "shuffle_xor",
+                                        "ballot",  "ldmatrix_x4",  "ldmatrix_x4_trans", "mma_16816"};
     return names[static_cast<int>(op)];
 }
 
-Executor::Executor() : threads(MAX_THREADS), warps(MAX_THREADS / LANES), in_flight(MAX_SHARED / 16 + 1),
+Executor::Executor()
+    : threads(MAX_THREADS), warps(MAX_THREADS / LANES), in_flight(MAX_SHARED / 16 + 1),
       cells(MAX_SHARED / CELL + 1) {
     stacks_ = map(MAX_THREADS * STACK);
     for (int i = 0; i < MAX_THREADS; i++) {
-        mprotect(stacks_ + i * STACK, PAGE, PROT_NONE);  // overflow stops here
+        mprotect(stacks_ + i * STACK, PAGE, PROT_NONE); // overflow stops here
     }
     shared_map_ = map(PAGE + MAX_SHARED + 2 * PAGE);
     mprotect(shared_map_, PAGE, PROT_NONE);
@@ -87,18 +89,19 @@ std::string check_launch(const Launch &l) {
     char text[160];
     const std::uint64_t count = std::uint64_t(l.block.x) * l.block.y * l.block.z;
     if (count == 0 || count > MAX_THREADS || l.block.y != 1 || l.block.z != 1) {
-        std::snprintf(text, sizeof text, "block (%u, %u, %u): 1 to 1024 threads, all of them in x", l.block.x, l.block.y,
-                      l.block.z);
+        std::snprintf(text, sizeof text, "block (%u, %u, %u): 1 to 1024 threads, all of them in x", l.block.x,
+                      l.block.y, l.block.z);
         return text;
     }
     if (l.grid.x == 0 || l.grid.y == 0 || l.grid.z == 0 || l.grid.x > 0x7fffffffu || l.grid.y > 65535 ||
         l.grid.z > 65535) {
-        std::snprintf(text, sizeof text, "grid (%u, %u, %u): at least 1, at most 2^31 - 1, 65535, 65535", l.grid.x,
-                      l.grid.y, l.grid.z);
+        std::snprintf(text, sizeof text, "grid (%u, %u, %u): at least 1, at most 2^31 - 1, 65535, 65535",
+                      l.grid.x, l.grid.y, l.grid.z);
         return text;
     }
     if (l.shared_bytes > MAX_SHARED) {
-        std::snprintf(text, sizeof text, "%zu bytes of shared memory, at most %zu", l.shared_bytes, MAX_SHARED);
+        std::snprintf(text, sizeof text, "%zu bytes of shared memory, at most %zu", l.shared_bytes,
+                      MAX_SHARED);
         return text;
     }
     return "";
@@ -142,7 +145,8 @@ bool Executor::run(const Launch &l) {
 }
 
 Dim Executor::block_of(std::uint32_t when) const {
-    const auto next = std::upper_bound(blocks_begun.begin(), blocks_begun.end(), std::make_pair(when, ~std::uint64_t{0}));
+    const auto next =
+        std::upper_bound(blocks_begun.begin(), blocks_begun.end(), std::make_pair(when, ~std::uint64_t{0}));
     const std::uint64_t number = std::prev(next)->second;
     const Dim &grid = launch->grid;
     return Dim{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
@@ -191,7 +195,8 @@ bool Executor::run_block() {
     }
 }
 
-// ---- whose turn ---------------------------------------------------------------------------------------------
+// ---- whose turn
+// ---------------------------------------------------------------------------------------------
 
 void Executor::draw_budget() {
     // Style 0 runs as far ahead as it can, 1 is interrupted at collectives, 2 anywhere.
@@ -214,7 +219,8 @@ Thread *Executor::pick() {
         if (candidates == 0) {
             return nullptr;
         }
-        for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(candidates))); skip > 0; skip--) {
+        for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(candidates))); skip > 0;
+             skip--) {
             candidates &= candidates - 1;
         }
         current_warp = static_cast<unsigned>(__builtin_ctz(candidates));
@@ -247,7 +253,8 @@ void Executor::preempt(Thread *self) {
     for (unsigned w = 0; w < warp_count; w++) {
         candidates |= static_cast<unsigned>(warps[w].ready != 0) << w;
     }
-    for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(candidates))); skip > 0; skip--) {
+    for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(candidates))); skip > 0;
+         skip--) {
         candidates &= candidates - 1;
     }
     current_warp = static_cast<unsigned>(__builtin_ctz(candidates));
@@ -256,7 +263,8 @@ void Executor::preempt(Thread *self) {
     leave(self);
 }
 
-// ---- life and death of a thread -----------------------------------------------------------------------------
+// ---- life and death of a thread
+// -----------------------------------------------------------------------------
 
 void Executor::thread_main() {
     launch->kernel->call(launch->packed);
@@ -265,7 +273,8 @@ void Executor::thread_main() {
     Warp &w = warp_of(*self);
     if (!self->copies.empty()) {
         fail(719, "exit with cp.async in flight",
-             std::to_string(self->copies.size()) + " copies were never waited for; the first writes shared byte " +
+             std::to_string(self->copies.size()) +
+                 " copies were never waited for; the first writes shared byte " +
                  std::to_string(self->copies[0].to - shared),
              self->copies[0].pc);
     }
@@ -276,13 +285,14 @@ void Executor::thread_main() {
     done++;
     if (at_barrier != 0) {
         fail(719, "barrier divergence",
-             "thread " + std::to_string(self->index) + " returned while others wait at the block's barrier:\n" +
-                 waiting(),
+             "thread " + std::to_string(self->index) +
+                 " returned while others wait at the block's barrier:\n" + waiting(),
              barrier_pc);
     }
     if (w.arrived != 0 && w.ready == 0) {
         fail(719, "warp divergence",
-             "thread " + std::to_string(self->index) + " returned while lanes of its warp wait for it:\n" + waiting(),
+             "thread " + std::to_string(self->index) + " returned while lanes of its warp wait for it:\n" +
+                 waiting(),
              w.pc);
     }
     if (done == thread_count) {
@@ -291,7 +301,7 @@ void Executor::thread_main() {
         context_switch(dead, main_);
     }
     leave(self);
-    std::abort();  // a thread that returned is never chosen
+    std::abort(); // a thread that returned is never chosen
 }
 
 bool Executor::same_line(const void *a, const void *b) {
@@ -304,7 +314,8 @@ bool Executor::same_line(const void *a, const void *b) {
     return answer_;
 }
 
-// ---- faults -------------------------------------------------------------------------------------------------
+// ---- faults
+// -------------------------------------------------------------------------------------------------
 
 std::string Executor::waiting() const {
     // Neighbours that wait for the same thing are one line.
@@ -318,7 +329,8 @@ std::string Executor::waiting() const {
             end++;
         }
         const Thread &first = threads[t];
-        text += "    threads " + std::to_string(t) + (end - t > 1 ? ".." + std::to_string(end - 1) : "") + ": ";
+        text +=
+            "    threads " + std::to_string(t) + (end - t > 1 ? ".." + std::to_string(end - 1) : "") + ": ";
         switch (first.state) {
         case State::Ready:
             text += "running or ready";
@@ -343,10 +355,10 @@ void Executor::fail(int code, const char *kind, const std::string &detail, const
     fault.code = code;
     fault.kind = kind;
     fault.detail = detail;
-    fault.pc = pc;  // becomes words on the main stack
+    fault.pc = pc; // becomes words on the main stack
     failed_ = true;
     context_switch(hot.self->context, main_);
     std::abort();
 }
 
-}  // namespace emu
+} // namespace emu

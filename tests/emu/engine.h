@@ -3,14 +3,15 @@
 //     Launch ──▶ Executor::run: for each block, in an order drawn from the seed
 //                  │  one fiber per CUDA thread, all created at the top of the kernel
 //                  ▼
-//     a thread runs until it  ── arrives at a warp collective ─▶ the next lane of its warp runs; the 32nd does the work
-//                             ── arrives at the block's barrier ─▶ some other warp runs; the last one opens it
+//     a thread runs until it  ── arrives at a warp collective ─▶ its next lane runs; the 32nd does the work
+//                             ── arrives at the block's barrier ─▶ some other warp runs; the last opens it
 //                             ── is pre-empted (drawn) ─▶ some other warp runs
 //                             ── returns ─▶ some other thread runs; the last one ends the block
-//                             ── does something forbidden ─▶ fault: all fibers are dropped, the launch ends with a report
+//                             ── does something forbidden ─▶ all fibers are dropped; a report
 //
-// A warp runs ahead of the others as far as barriers let it. That is what a GPU may do and seldom does, so a missing barrier shows here
-// at once. Which warp, how often it is interrupted and in which order its lanes go is drawn per block from the seed.
+// A warp runs ahead of the others as far as barriers let it. That is what a GPU may do and seldom does, so a
+// missing barrier shows here at once. Which warp, how often it is interrupted and in which order its lanes go
+// is drawn per block from the seed.
 //
 // Only fibers of the running block exist. They never move to another host thread.
 #pragma once
@@ -29,9 +30,9 @@ class Memory;
 struct Executor;
 
 constexpr int LANES = 32;
-constexpr int MAX_THREADS = 1024;                  // per block
-constexpr std::size_t MAX_SHARED = 227 * 1024;     // bytes per block, the most that any card allows
-constexpr std::size_t STACK = 64 * 1024;           // bytes per fiber, guard page included
+constexpr int MAX_THREADS = 1024;              // per block
+constexpr std::size_t MAX_SHARED = 227 * 1024; // bytes per block, the most that any card allows
+constexpr std::size_t STACK = 64 * 1024;       // bytes per fiber, guard page included
 
 struct Dim {
     unsigned x, y, z;
@@ -44,31 +45,31 @@ struct Kernel {
     void (*call)(const unsigned char *packed);
     const void *entry;
     int parameters;
-    const std::size_t *offsets;  // [parameters]
-    const std::size_t *sizes;    // [parameters]
+    const std::size_t *offsets; // [parameters]
+    const std::size_t *sizes;   // [parameters]
     std::size_t packed_bytes;
-    int max_threads;             // of its launch bounds; 0: none known
+    int max_threads; // of its launch bounds; 0: none known
 };
 
 struct Launch {
     const Kernel *kernel;
-    const unsigned char *packed;  // parameters
+    const unsigned char *packed; // parameters
     Dim grid, block;
     std::size_t shared_bytes;
     std::uint64_t seed;
-    std::uint64_t number;  // of this launch in this process, from 1
-    std::vector<Memory *> memories;     // what the kernel may reach
-    std::vector<Memory *> unreachable;  // other devices without peer access
+    std::uint64_t number;              // of this launch in this process, from 1
+    std::vector<Memory *> memories;    // what the kernel may reach
+    std::vector<Memory *> unreachable; // other devices without peer access
 };
 
 // What went wrong, and where. `code` is the CUDA driver's error for it.
 struct Fault {
     int code = 0;
     const void *pc = nullptr;
-    std::string kind;    // "out of bounds", "barrier divergence", ..
+    std::string kind; // "out of bounds", "barrier divergence", ..
     std::string detail;
-    std::string report;  // everything, as printed
-    std::string where;   // file:line of the access
+    std::string report; // everything, as printed
+    std::string where;  // file:line of the access
 };
 
 // Small and seeded: splitmix64.
@@ -83,7 +84,8 @@ struct Random {
     unsigned below(unsigned n) { return static_cast<unsigned>((next() >> 32) * n >> 32); }
 };
 
-// ---- the threads of a block ---------------------------------------------------------------------------------
+// ---- the threads of a block
+// ---------------------------------------------------------------------------------
 
 enum class Op : std::uint8_t { None, Barrier, Shuffle, ShuffleXor, Ballot, Ldmatrix, LdmatrixTrans, Mma };
 const char *op_name(Op op);
@@ -93,17 +95,17 @@ struct AsyncCopy {
     const unsigned char *from;
     int bytes;
     unsigned group;
-    const void *pc;  // where it was issued
+    const void *pc; // where it was issued
 };
 
 enum class State : std::uint8_t { Ready, AtCollective, AtBarrier, Done };
 
 struct Thread {
     Context context;
-    unsigned index;  // threadIdx.x
+    unsigned index; // threadIdx.x
     State state;
-    Op op;             // the collective it waits in
-    const void *pc;    // where it waits
+    Op op;          // the collective it waits in
+    const void *pc; // where it waits
     // In: what it brought to the collective. Out: what it takes away.
     union {
         struct {
@@ -117,35 +119,37 @@ struct Thread {
         const unsigned char *row;
         Quad quad;
     };
-    unsigned group;                 // cp.async: the group that the next commit closes
-    unsigned landed;                // groups below this one have landed
-    std::vector<AsyncCopy> copies;  // in flight, oldest first
+    unsigned group;                // cp.async: the group that the next commit closes
+    unsigned landed;               // groups below this one have landed
+    std::vector<AsyncCopy> copies; // in flight, oldest first
 };
 
 struct Warp {
-    unsigned alive;    // lanes that have not returned
-    unsigned ready;    // lanes that can run
-    unsigned arrived;  // lanes in the collective under way
+    unsigned alive;   // lanes that have not returned
+    unsigned ready;   // lanes that can run
+    unsigned arrived; // lanes in the collective under way
     Op op;
     const void *pc;
-    unsigned first_lane;  // lanes are tried from this one on
-    std::uint16_t step;   // warp barriers passed: see races.h
+    unsigned first_lane; // lanes are tried from this one on
+    std::uint16_t step;  // warp barriers passed: see races.h
 };
 
 // A live allocation.
 struct Hit {
     std::uintptr_t base, bytes;
     const Shadow *shadow;
-    bool holds(std::uintptr_t address, std::size_t n) const { return address - base < bytes && address - base + n <= bytes; }
+    bool holds(std::uintptr_t address, std::size_t n) const {
+        return address - base < bytes && address - base + n <= bytes;
+    }
 };
 
 // What the hooks look at on every access: in thread-local storage, no indirection. All zero outside a kernel.
 struct Hot {
     std::uintptr_t shared, shared_bytes;
     std::uintptr_t stacks, stacks_bytes;
-    Hit hit, older;                 // the device allocation that was last accessed, and the one before
-    std::int64_t budget;            // hooked accesses until the next pre-emption
-    unsigned char *in_flight;       // per 16 bytes of shared memory: not 0 while a cp.async writes there
+    Hit hit, older;           // the device allocation that was last accessed, and the one before
+    std::int64_t budget;      // hooked accesses until the next pre-emption
+    unsigned char *in_flight; // per 16 bytes of shared memory: not 0 while a cp.async writes there
     Thread *self;
     Executor *executor;
 };
@@ -164,7 +168,8 @@ struct Executor {
     // ---- for the parts of the engine; called on fibers ----
     Warp &warp_of(const Thread &t) { return warps[t.index / LANES]; }
     Thread *lanes_of(const Thread &t) { return &threads[t.index / LANES * LANES]; }
-    // Leaves the running thread (its state is set) for some thread that can run. Returns when it is chosen again.
+    // Leaves the running thread (its state is set) for some thread that can run. Returns when it is chosen
+    // again.
     void leave(Thread *self);
     // The running thread may go on, or be interrupted.
     void maybe_preempt(Thread *self);
@@ -193,7 +198,7 @@ struct Executor {
     // For races.h. Epochs are never used twice, so cells need no clearing.
     std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
     std::vector<Cell> cells;
-    std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun;  // first epoch, number of the block
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun; // first epoch, number of the block
     Dim block_of(std::uint32_t epoch) const;
 
   private:
@@ -215,4 +220,4 @@ struct Executor {
 // Block and thread limits, shared memory: in words what is wrong with a launch, or "".
 std::string check_launch(const Launch &launch);
 
-}  // namespace emu
+} // namespace emu

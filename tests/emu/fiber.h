@@ -3,8 +3,9 @@
 //     context_make(c, stack, bytes, entry)   c will start in entry(), which never returns
 //     context_switch(from, to)               leave here (kept in `from`), go on where `to` was left
 //
-// x86-64: six callee-saved registers and the stack pointer, about 2 ns. Elsewhere: ucontext, which also saves the signal
-// mask by a system call, a hundred times slower and just as right.
+// x86-64: six callee-saved registers and the stack pointer, about 2 ns. Elsewhere: ucontext, which also saves
+// the signal mask by a system call, a hundred times slower and just as right (-DEMU_UCONTEXT asks for it, to
+// test it).
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,7 @@
 
 namespace emu {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
 
 struct Context {
     void *sp;
@@ -21,7 +22,8 @@ struct Context {
 extern "C" __attribute__((visibility("hidden"))) void emu_switch_stack(void **save, void *load);
 
 inline void context_make(Context &c, void *stack, std::size_t bytes, void (*entry)()) {
-    // The switch pops six registers and returns into `entry`, which must find rsp = 8 mod 16, as after a call.
+    // The switch pops six registers and returns into `entry`, which must find rsp = 8 mod 16, as after a
+    // call.
     auto top = (reinterpret_cast<std::uintptr_t>(stack) + bytes) & ~std::uintptr_t{15};
     auto *slot = reinterpret_cast<void **>(top);
     *--slot = nullptr;
@@ -36,7 +38,7 @@ inline void context_switch(Context &from, Context &to) { emu_switch_stack(&from.
 
 #else
 
-}  // namespace emu
+} // namespace emu
 #include <ucontext.h>
 namespace emu {
 
@@ -56,4 +58,4 @@ inline void context_switch(Context &from, Context &to) { swapcontext(&from.u, &t
 
 #endif
 
-}  // namespace emu
+} // namespace emu

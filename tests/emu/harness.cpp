@@ -8,8 +8,8 @@ Memory &harness_memory() {
     return memory;
 }
 
-Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block, std::size_t shared_bytes,
-                     std::uint64_t seed) {
+Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block,
+                     std::size_t shared_bytes, std::uint64_t seed) {
     static Executor executor;
     std::vector<unsigned char> packed(kernel.packed_bytes + 1);
     for (int i = 0; i < kernel.parameters; i++) {
@@ -49,4 +49,4 @@ void harness_demand(const Fault &fault) {
     }
 }
 
-}  // namespace emu
+} // namespace emu

@@ -4,9 +4,9 @@
 //     #include "harness.h"
 //
 //     int main() {
-//         emu::Array<fp16> x(rows * pitch), y(rows * pitch);      // device memory, poisoned, guarded; x[i] works here too
+//         emu::Array<fp16> x(rows * pitch), y(rows * pitch);  // device memory; x[i] works here too
 //         ...
-//         EMU_LAUNCH(layer_norm, (grid), (128), shared_bytes, y.get(), x.get(), ...);  // under 8 seeds, or EMU_SEED
+//         EMU_LAUNCH(layer_norm, (grid), (128), shared, y.get(), x.get(), ...);  // under 8 seeds
 //         ...compare y[i]; the array is the one that the last seed left
 //     }
 //
@@ -61,8 +61,8 @@ template <class T> class Array {
 };
 
 // One launch under one seed. The fault's code is 0 when all went well.
-Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block, std::size_t shared_bytes,
-                     std::uint64_t seed);
+Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block,
+                     std::size_t shared_bytes, std::uint64_t seed);
 
 template <auto entry, class... P>
 Fault launch_seed(const char *name, std::uint64_t seed, Dim grid, Dim block, std::size_t shared_bytes,
@@ -77,13 +77,14 @@ std::vector<std::uint64_t> harness_seeds();
 // Prints the report and exits with 1 when there is one.
 void harness_demand(const Fault &fault);
 
-}  // namespace emu
+} // namespace emu
 
 // One launch, one seed, the Fault as value.
 #define EMU_LAUNCH_SEED(seed, kernel, grid, block, shared, ...) \
     emu::launch_seed<kernel>(#kernel, seed, emu::Dim grid, emu::Dim block, shared, kernel, __VA_ARGS__)
 
-// A launch under every seed; the first fault ends the program. Outputs must not be inputs (or launch seed by seed).
+// A launch under every seed; the first fault ends the program. Outputs must not be inputs (or launch seed by
+// seed).
 #define EMU_LAUNCH(kernel, grid, block, shared, ...)                                                  \
     do {                                                                                              \
         for (const std::uint64_t emu_seed : emu::harness_seeds()) {                                   \

@@ -1,15 +1,16 @@
 // hooks.cpp: every load and store of a kernel comes by here.
 //
-// Kernels are compiled with -fsanitize=thread, which puts a call to __tsan_read4(address) and its kin before each access
-// to memory. The sanitizer's runtime is not linked; these are the functions instead. Atomics of C++ have no hook here,
-// so a kernel that uses them does not link.
+// Kernels are compiled with -fsanitize=thread, which puts a call to __tsan_read4(address) and its kin before
+// each access to memory. The sanitizer's runtime is not linked; these are the functions instead. Atomics of
+// C++ have no hook here, so a kernel that uses them does not link.
 //
-//     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there, no race (races.h)
+//     address ─▶ shared window? ─▶ inside the launch's size, aligned, no cp.async under way there, no race
 //             ─▶ a fiber's stack? ─▶ registers and locals: free
 //             ─▶ allocation of the last accesses? ─▶ inside, aligned, no race
 //             ─▶ slow: look it up; constants of the program may be read; anything else ends the launch
 //
-// Code of the harness that is compiled with the same flags passes: outside a kernel there is no running thread.
+// Code of the harness that is compiled with the same flags passes: outside a kernel there is no running
+// thread.
 #include <cstring>
 #include <link.h>
 #include <string>
@@ -65,12 +66,13 @@ bool is_constant(std::uintptr_t address, std::size_t bytes, const void *kernel) 
 
 __attribute__((noinline, noreturn)) void misaligned(std::uintptr_t address, std::size_t bytes, Access access,
                                                     int alignment, const void *pc) {
-    hot.executor->fail(716, "misaligned address",
-                       what(access, bytes, address) + ", which is no multiple of " + std::to_string(alignment), pc);
+    hot.executor->fail(
+        716, "misaligned address",
+        what(access, bytes, address) + ", which is no multiple of " + std::to_string(alignment), pc);
 }
 
-__attribute__((noinline, noreturn)) void beyond_shared(std::uintptr_t address, std::size_t bytes, Access access,
-                                                       const void *pc) {
+__attribute__((noinline, noreturn)) void beyond_shared(std::uintptr_t address, std::size_t bytes,
+                                                       Access access, const void *pc) {
     hot.executor->fail(700, "shared memory out of bounds",
                        std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at byte " +
                            std::to_string(static_cast<std::intptr_t>(address - hot.shared)) + " of " +
@@ -100,7 +102,8 @@ __attribute__((noinline, noreturn)) void under_way(std::uintptr_t address, std::
 }
 
 // Not shared, not the stack, not one of the last two allocations. True: now the last one; false: a constant.
-__attribute__((noinline)) bool look_up(std::uintptr_t address, std::size_t bytes, Access access, const void *pc) {
+__attribute__((noinline)) bool look_up(std::uintptr_t address, std::size_t bytes, Access access,
+                                       const void *pc) {
     Executor &ex = *hot.executor;
     for (Memory *memory : ex.launch->memories) {
         if (const Allocation *a = memory->holding(address, bytes)) {
@@ -172,7 +175,7 @@ inline __attribute__((always_inline)) void touch(std::uintptr_t address, std::si
 
 inline std::uintptr_t number(const void *p) { return reinterpret_cast<std::uintptr_t>(p); }
 
-}  // namespace
+} // namespace
 
 void check_shared(const void *at, int bytes, Access access, const void *pc) {
     const std::uintptr_t address = number(at);
@@ -225,7 +228,8 @@ void load_constant(void *to, const void *from, int bytes) {
 unsigned long long atomic_min_u64(unsigned long long *at, unsigned long long value) {
     check_global(at, 8, 8, Access::Atomic, CALLER);
     unsigned long long old = __atomic_load_n(at, __ATOMIC_RELAXED);
-    while (value < old && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (value < old &&
+           !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
     return old;
 }
@@ -246,12 +250,13 @@ unsigned char *shared_memory() { return hot.executor->shared; }
 // A window that begins with 1 KiB of the system's, as on recent cards.
 unsigned shared_address(const void *p) { return static_cast<unsigned>(number(p) - hot.shared) + 1024; }
 
-}  // namespace emu
+} // namespace emu
 
-// ---- the compiler's calls -----------------------------------------------------------------------------------
+// ---- the compiler's calls
+// -----------------------------------------------------------------------------------
 
-#define HOOK(name, bytes, alignment, access)                                                            \
-    void name(void *at);                                                                                \
+#define HOOK(name, bytes, alignment, access) \
+    void name(void *at);                     \
     void name(void *at) { emu::touch(emu::number(at), bytes, alignment, emu::Access::access, CALLER); }
 
 extern "C" {

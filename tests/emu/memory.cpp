@@ -43,7 +43,8 @@ Memory::Memory(int device, std::size_t limit, bool host_visible, bool races)
     alias_ = static_cast<unsigned char *>(alias);
     // Reserved for the whole range, used where kernels go.
     const auto reserve = [](std::size_t bytes) {
-        void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *at =
+            mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         madvise(at, bytes, MADV_DONTDUMP);
         return at == MAP_FAILED ? nullptr : at;
     };
@@ -82,7 +83,8 @@ bool Memory::release(std::uintptr_t base) {
     if (shadow_.traces != nullptr) {
         madvise(shadow_.traces + first / CELL, span / CELL * sizeof(Trace), MADV_DONTNEED);
     }
-    fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(first), static_cast<off_t>(span));
+    fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(first),
+              static_cast<off_t>(span));
     return true;
 }
 
@@ -104,12 +106,13 @@ void Memory::mark_written(std::uintptr_t address, std::size_t bytes) {
     }
 }
 
-void Memory::carry_written(std::uintptr_t to, const Memory &from_memory, std::uintptr_t from, std::size_t bytes) {
+void Memory::carry_written(std::uintptr_t to, const Memory &from_memory, std::uintptr_t from,
+                           std::size_t bytes) {
     const unsigned char *bits = from_memory.shadow_.written;
     if (shadow_.written == nullptr || bits == nullptr) {
         return;
     }
-    if ((to - from) % CELL != 0) {  // cells do not match: be generous
+    if ((to - from) % CELL != 0) { // cells do not match: be generous
         mark_written(to, bytes);
         return;
     }
@@ -127,7 +130,8 @@ const Allocation *Memory::near(std::uintptr_t address) const {
         return nullptr;
     }
     const Allocation &a = std::prev(next)->second;
-    // One that starts just above, or one that holds the address, or one that ends below it within a few guards.
+    // One that starts just above, or one that holds the address, or one that ends below it within a few
+    // guards.
     return address < a.base + a.bytes + PAGE ? &a : nullptr;
 }
 
@@ -156,8 +160,8 @@ std::string Memory::describe(std::uintptr_t address) const {
         std::snprintf(text, sizeof text, "%zu bytes past the end of allocation %d (%zu bytes, %s)",
                       std::size_t(address - a->base - a->bytes), a->number, a->bytes, state);
     } else {
-        std::snprintf(text, sizeof text, "byte %zu of allocation %d (%zu bytes, %s)", std::size_t(address - a->base),
-                      a->number, a->bytes, state);
+        std::snprintf(text, sizeof text, "byte %zu of allocation %d (%zu bytes, %s)",
+                      std::size_t(address - a->base), a->number, a->bytes, state);
     }
     return text;
 }
@@ -174,4 +178,4 @@ void Memory::close() {
     }
 }
 
-}  // namespace emu
+} // namespace emu

@@ -1,13 +1,14 @@
 // memory.h: the memory of an emulated device.
 //
-// One range of addresses per device, never used twice, so that a pointer into freed memory stays recognisable:
+// One range of addresses per device, never used twice, so that a pointer into freed memory stays
+// recognisable:
 //
 //     base ─┬─ page ──────────────┬─ ...
 //           │ guard │ data │ guard │ guard page │ guard │ data │ ...
 //
-// The range is mapped twice over the same pages. The device's view lies at the addresses that programs hold; it can be read and
-// written only while a kernel runs (open/close), so that host code that follows a device pointer is stopped by the
-// processor. The driver's own view (`alias`) is where copies read and write.
+// The range is mapped twice over the same pages. The device's view lies at the addresses that programs hold;
+// it can be read and written only while a kernel runs (open/close), so that host code that follows a device
+// pointer is stopped by the processor. The driver's own view (`alias`) is where copies read and write.
 //
 // New and freed memory holds POISON: 0x7fff in every 16 bits, a NaN as fp16 and as f32.
 #pragma once
@@ -21,21 +22,22 @@
 namespace emu {
 
 constexpr std::uint16_t POISON = 0x7fff;
-constexpr std::size_t GUARD = 512;  // bytes before and after each allocation, at least; also the alignment of its address
+constexpr std::size_t GUARD =
+    512; // bytes before and after each allocation, at least; also the alignment of its address
 
 void poison(void *at, std::size_t bytes);
 
 struct Allocation {
     std::uintptr_t base;
     std::size_t bytes;
-    int number;  // 1, 2, .. in order of allocation
+    int number; // 1, 2, .. in order of allocation
     bool live;
 };
 
 class Memory {
   public:
-    // `limit`: bytes that may be live at once. `host_visible`: the device's view stays open (kernel authors' harness),
-    // and what was written is not known. `races`: keep traces at all.
+    // `limit`: bytes that may be live at once. `host_visible`: the device's view stays open (kernel authors'
+    // harness), and what was written is not known. `races`: keep traces at all.
     Memory(int device, std::size_t limit, bool host_visible, bool races = true);
 
     // 0 when over the limit.
@@ -65,7 +67,7 @@ class Memory {
     int device() const { return device_; }
 
   private:
-    static constexpr std::size_t RANGE = std::size_t{1} << 38;  // addresses, not memory
+    static constexpr std::size_t RANGE = std::size_t{1} << 38; // addresses, not memory
     static constexpr std::size_t PAGE = 4096;
 
     int device_;
@@ -82,4 +84,4 @@ class Memory {
     std::map<std::uintptr_t, Allocation> allocations_;
 };
 
-}  // namespace emu
+} // namespace emu

@@ -12,12 +12,13 @@
 
 namespace emu {
 
-// ---- the tensor core ----------------------------------------------------------------------------------------
+// ---- the tensor core
+// ----------------------------------------------------------------------------------------
 
 namespace {
 
 void mma_portable(float (*d)[8], const unsigned short (*a)[16], const unsigned short (*b)[16]) {
-    float columns[16][8];  // [k][n]
+    float columns[16][8]; // [k][n]
     for (int n = 0; n < 8; n++) {
         for (int k = 0; k < 16; k++) {
             columns[k][n] = half_to_float(b[n][k]);
@@ -36,8 +37,8 @@ void mma_portable(float (*d)[8], const unsigned short (*a)[16], const unsigned s
 #if defined(__x86_64__)
 __attribute__((target("avx2,fma,f16c"))) void mma_avx2(float (*d)[8], const unsigned short (*a)[16],
                                                        const unsigned short (*b)[16]) {
-    alignas(32) float rows[8][16];     // [n][k]
-    alignas(32) float columns[16][8];  // [k][n]
+    alignas(32) float rows[8][16];    // [n][k]
+    alignas(32) float columns[16][8]; // [k][n]
     for (int n = 0; n < 8; n++) {
         for (int half = 0; half < 2; half++) {
             const __m128i packed = _mm_load_si128(reinterpret_cast<const __m128i *>(&b[n][8 * half]));
@@ -77,14 +78,17 @@ Mma choose_mma() {
 
 const Mma best_mma = choose_mma();
 
-}  // namespace
+} // namespace
 
-void mma_m16n8k16(float (*d)[8], const unsigned short (*a)[16], const unsigned short (*b)[16]) { best_mma(d, a, b); }
+void mma_m16n8k16(float (*d)[8], const unsigned short (*a)[16], const unsigned short (*b)[16]) {
+    best_mma(d, a, b);
+}
 
-// ---- approximations -----------------------------------------------------------------------------------------
+// ---- approximations
+// -----------------------------------------------------------------------------------------
 //
-// The true value, moved by an error that is anywhere inside the bound which the PTX manual gives, and always the same for
-// the same input. A kernel whose result is right only when the instruction is exact fails here.
+// The true value, moved by an error that is anywhere inside the bound which the PTX manual gives, and always
+// the same for the same input. A kernel whose result is right only when the instruction is exact fails here.
 
 namespace {
 
@@ -100,21 +104,27 @@ double drawn(float x) {
     return static_cast<std::int32_t>(bits) * 0x1p-31;
 }
 
-float moved(double exact, float x, double relative) { return static_cast<float>(exact * (1.0 + relative * drawn(x))); }
+float moved(double exact, float x, double relative) {
+    return static_cast<float>(exact * (1.0 + relative * drawn(x)));
+}
 
-}  // namespace
+} // namespace
 
 float exp2_approx(float x) {
     x = flushed(x);
     if (x == std::floor(x)) {
-        return flushed(std::exp2(x));  // whole powers are exact
+        return flushed(std::exp2(x)); // whole powers are exact
     }
     return flushed(moved(std::exp2(static_cast<double>(x)), x, 0x1p-22));
 }
 float rcp_approx(float x) { return flushed(moved(1.0 / flushed(x), x, 0x1p-23)); }
-float rsqrt_approx(float x) { return flushed(moved(1.0 / std::sqrt(static_cast<double>(flushed(x))), x, 1.2768e-7)); }
+float rsqrt_approx(float x) {
+    return flushed(moved(1.0 / std::sqrt(static_cast<double>(flushed(x))), x, 1.2768e-7));
+}
 float tanh_approx(float x) { return std::fmax(-1.0f, std::fmin(1.0f, moved(std::tanh(x), x, 0x1p-11))); }
 float sqrt_rn(float x) { return std::sqrt(x); }
-float erf_f32(float x) { return std::fmax(-1.0f, std::fmin(1.0f, moved(std::erf(static_cast<double>(x)), x, 0x1p-23))); }
+float erf_f32(float x) {
+    return std::fmax(-1.0f, std::fmin(1.0f, moved(std::erf(static_cast<double>(x)), x, 0x1p-23)));
+}
 
-}  // namespace emu
+} // namespace emu

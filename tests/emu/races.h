@@ -1,9 +1,10 @@
 // races.h: who touched a cell of memory last, and whether that was ordered with who touches it now.
 //
-// Time is cut into epochs: one begins with each block and with each opening of the block's barrier; numbers are never
-// used twice. Inside an epoch only two things order accesses of different threads: a warp_barrier between them, when
-// both are of one warp, and nothing else. (Shuffles, votes, ldmatrix and mma order no memory.) A clock per thread would
-// say the same; with these few kinds of synchronisation, an epoch and the number of warp barriers so far, the step, are the clock.
+// Time is cut into epochs: one begins with each block and with each opening of the block's barrier; numbers
+// are never used twice. Inside an epoch only two things order accesses of different threads: a warp_barrier
+// between them, when both are of one warp, and nothing else. (Shuffles, votes, ldmatrix and mma order no
+// memory.) A clock per thread would say the same; with these few kinds of synchronisation, an epoch and the
+// number of warp barriers so far, the step, are the clock.
 //
 //     cell, one per 2 bytes of shared memory
 //       last write   epoch, thread, step, line
@@ -15,9 +16,10 @@
 //
 // A cp.async writes twice: when it is issued and when it is waited for.
 //
-// Global memory has the same traces, without lines. Blocks of one launch are not ordered, whatever their epochs: an
-// access of this launch that is older than the running block belongs to another block, and races. Launches are ordered.
-// Atomic updates leave no trace. A second set of bits says what was ever written, by kernels, copies or fills.
+// Global memory has the same traces, without lines. Blocks of one launch are not ordered, whatever their
+// epochs: an access of this launch that is older than the running block belongs to another block, and races.
+// Launches are ordered. Atomic updates leave no trace. A second set of bits says what was ever written, by
+// kernels, copies or fills.
 //
 // Single bytes are not tracked: neighbours share a cell.
 #pragma once
@@ -26,12 +28,12 @@
 
 namespace emu {
 
-constexpr unsigned CELL = 2;  // bytes
+constexpr unsigned CELL = 2; // bytes
 
-constexpr std::uint16_t ONE_WARP = 0x4000;     // | warp: several of its lanes
-constexpr std::uint16_t SEVERAL = 0x8000;      // warps
-constexpr std::uint16_t BLOCKS = 0xfffe;       // several blocks of this launch (global memory)
-constexpr std::uint16_t UNTRACKED = 0xffff;    // written in single bytes
+constexpr std::uint16_t ONE_WARP = 0x4000;  // | warp: several of its lanes
+constexpr std::uint16_t SEVERAL = 0x8000;   // warps
+constexpr std::uint16_t BLOCKS = 0xfffe;    // several blocks of this launch (global memory)
+constexpr std::uint16_t UNTRACKED = 0xffff; // written in single bytes
 
 struct Trace {
     std::uint32_t write_epoch;
@@ -40,10 +42,11 @@ struct Trace {
     std::uint16_t reader, read_step;
 };
 struct Cell : Trace {
-    std::int32_t write_line, read_line;  // return address, from the kernel's entry
+    std::int32_t write_line, read_line; // return address, from the kernel's entry
 };
 
-// The traces of a device's memory, one per CELL bytes, and one bit per CELL bytes: written ever. Null: not kept.
+// The traces of a device's memory, one per CELL bytes, and one bit per CELL bytes: written ever. Null: not
+// kept.
 struct Shadow {
     std::uintptr_t base = 0;
     Trace *traces = nullptr;
@@ -101,11 +104,13 @@ inline bool other_block(std::uint32_t epoch, std::uint32_t launch, std::uint32_t
     return epoch >= launch && epoch < block;
 }
 
-inline bool global_write_conflicts(const Trace &c, const Moment &now, std::uint32_t launch, std::uint32_t block) {
+inline bool global_write_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
+                                   std::uint32_t block) {
     return (other_block(c.write_epoch, launch, block) && c.writer != UNTRACKED) || write_conflicts(c, now);
 }
 
-inline bool global_read_conflicts(const Trace &c, const Moment &now, std::uint32_t launch, std::uint32_t block) {
+inline bool global_read_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
+                                  std::uint32_t block) {
     return other_block(c.read_epoch, launch, block) || (c.read_epoch >= launch && c.reader == BLOCKS) ||
            read_conflicts(c, now);
 }
@@ -119,4 +124,4 @@ inline void note_global_read(Trace &c, const Moment &now, std::uint32_t launch, 
     note_read(c, now);
 }
 
-}  // namespace emu
+} // namespace emu

@@ -18,4 +18,4 @@ const Kernel *find_kernel(const char *name) {
     return found == kernels().end() ? nullptr : &found->second;
 }
 
-}  // namespace emu
+} // namespace emu

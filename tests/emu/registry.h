@@ -1,6 +1,7 @@
 // registry.h: a kernel function -> something that can be launched from an array of parameters.
 //
-// Parameters lie in a packed buffer exactly as CUDA lays them out: each at the next multiple of its alignment.
+// Parameters lie in a packed buffer exactly as CUDA lays them out: each at the next multiple of its
+// alignment.
 #pragma once
 
 #include <cstddef>
@@ -38,15 +39,22 @@ template <class... P, void (*entry)(P...)> struct Entry<entry> {
         return value;
     }
     template <std::size_t... I>
-    __attribute__((no_sanitize("thread"))) static void apply(const unsigned char *packed, std::index_sequence<I...>) {
+    __attribute__((no_sanitize("thread"))) static void apply(const unsigned char *packed,
+                                                             std::index_sequence<I...>) {
         entry(read<P>(packed + layout.offsets[I])...);
     }
     __attribute__((no_sanitize("thread"))) static void call(const unsigned char *packed) {
         apply(packed, std::make_index_sequence<count>{});
     }
     static Kernel kernel(const char *name, int max_threads = 0, int = 0) {
-        return Kernel{name,           call,         reinterpret_cast<const void *>(entry), static_cast<int>(count),
-                      layout.offsets, layout.sizes, layout.bytes, max_threads};
+        return Kernel{name,
+                      call,
+                      reinterpret_cast<const void *>(entry),
+                      static_cast<int>(count),
+                      layout.offsets,
+                      layout.sizes,
+                      layout.bytes,
+                      max_threads};
     }
 };
 
@@ -56,4 +64,4 @@ struct Registered {
 };
 const Kernel *find_kernel(const char *name);
 
-}  // namespace emu
+} // namespace emu

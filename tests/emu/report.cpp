@@ -30,7 +30,7 @@ std::string quoted(const char *path) {
 
 std::vector<Frame> look_up(const void *pc) {
     Dl_info info;
-    const auto *at = static_cast<const char *>(pc) - 1;  // inside the call, not after it
+    const auto *at = static_cast<const char *>(pc) - 1; // inside the call, not after it
     if (pc == nullptr || dladdr(at, &info) == 0) {
         return {{"?", "unknown place"}};
     }
@@ -44,7 +44,7 @@ std::vector<Frame> look_up(const void *pc) {
         while (std::fgets(function, sizeof function, pipe) && std::fgets(place, sizeof place, pipe)) {
             function[std::strcspn(function, "\n")] = 0;
             place[std::strcspn(place, " \n")] = 0;
-            const char *path = place;  // from the repository's root
+            const char *path = place; // from the repository's root
             while (path[0] == '.' && path[1] == '/') {
                 path += 2;
             }
@@ -55,7 +55,8 @@ std::vector<Frame> look_up(const void *pc) {
     if (frames.empty() || std::strncmp(frames[0].place.c_str(), "??", 2) == 0) {
         const char *name = std::strrchr(info.dli_fname, '/');
         std::snprintf(tail, sizeof tail, "+0x%zx", offset);
-        return {{info.dli_sname ? info.dli_sname : "?", std::string(name ? name + 1 : info.dli_fname) + tail}};
+        return {
+            {info.dli_sname ? info.dli_sname : "?", std::string(name ? name + 1 : info.dli_fname) + tail}};
     }
     return frames;
 }
@@ -69,10 +70,11 @@ const std::vector<Frame> &frames_of(const void *pc) {
 }
 
 bool in_primitives(const Frame &frame) {
-    return frame.place.find("ptx.cuh:") != std::string::npos || frame.place.find("emu.h:") != std::string::npos;
+    return frame.place.find("ptx.cuh:") != std::string::npos ||
+           frame.place.find("emu.h:") != std::string::npos;
 }
 
-}  // namespace
+} // namespace
 
 std::string line_of(const void *pc) {
     const auto &frames = frames_of(pc);
@@ -94,7 +96,9 @@ std::string lines_of(const void *pc) {
     return text;
 }
 
-std::string mark_line(const void *pc) { return "\x01" + std::to_string(reinterpret_cast<std::uintptr_t>(pc)) + "\x02"; }
+std::string mark_line(const void *pc) {
+    return "\x01" + std::to_string(reinterpret_cast<std::uintptr_t>(pc)) + "\x02";
+}
 
 static std::string fill_in(const std::string &text) {
     std::string out;
@@ -121,8 +125,9 @@ void compose_report(const Executor &ex, Fault &fault) {
                   "    launch %llu, seed %llu\n",
                   launch.kernel->name, ex.block_index.x, ex.block_index.y, ex.block_index.z, launch.grid.x,
                   launch.grid.y, launch.grid.z, thread, thread / LANES, thread % LANES,
-                  static_cast<unsigned long long>(launch.number), static_cast<unsigned long long>(launch.seed));
+                  static_cast<unsigned long long>(launch.number),
+                  static_cast<unsigned long long>(launch.seed));
     fault.report = "emulated device: " + fault.kind + ": " + fault.detail + "\n" + text + lines_of(fault.pc);
 }
 
-}  // namespace emu
+} // namespace emu

@@ -32,7 +32,7 @@ std::string place(std::uintptr_t address) {
     return "?";
 }
 
-}  // namespace
+} // namespace
 
 const char *verb(Access access) {
     return access == Access::Read ? "read" : access == Access::Write ? "write" : "atomic update";
@@ -41,18 +41,18 @@ const char *verb(Access access) {
 void shared_race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes, Access access,
                  const void *pc) {
     const auto *entry = static_cast<const char *>(hot.executor->launch->kernel->entry);
-    hot.executor->fail(719, "race in shared memory",
-                       access_name(access, bytes) + " at shared byte " + std::to_string(address - hot.shared) +
-                           ", which " + (with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read") +
-                           " at " + mark_line(entry + (with_write ? c.write_line : c.read_line)) +
-                           " with no barrier in between",
-                       pc);
+    hot.executor->fail(
+        719, "race in shared memory",
+        access_name(access, bytes) + " at shared byte " + std::to_string(address - hot.shared) + ", which " +
+            (with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read") + " at " +
+            mark_line(entry + (with_write ? c.write_line : c.read_line)) + " with no barrier in between",
+        pc);
 }
 
 void nothing_in_shared(std::uintptr_t address, std::size_t bytes, const void *pc) {
     hot.executor->fail(719, "uninitialised shared memory",
-                       access_name(Access::Read, bytes) + " at shared byte " + std::to_string(address - hot.shared) +
-                           ", which nothing in this block has written",
+                       access_name(Access::Read, bytes) + " at shared byte " +
+                           std::to_string(address - hot.shared) + ", which nothing in this block has written",
                        pc);
 }
 
@@ -63,19 +63,21 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
     std::string who = with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read";
     if (epoch < ex.first_epoch && (with_write || c.reader != BLOCKS)) {
         const Dim b = ex.block_of(epoch);
-        who = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) + "), " + who;
+        who = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) +
+              "), " + who;
     }
-    hot.executor->fail(719, "race in global memory",
-                       access_name(access, bytes) + " at " + place(address) + ", which " + who + " in this launch" +
-                           (epoch < ex.first_epoch || (!with_write && c.reader == BLOCKS)
-                                ? ": blocks are not ordered"
-                                : " with no barrier in between"),
-                       pc);
+    hot.executor->fail(
+        719, "race in global memory",
+        access_name(access, bytes) + " at " + place(address) + ", which " + who + " in this launch" +
+            (epoch < ex.first_epoch || (!with_write && c.reader == BLOCKS) ? ": blocks are not ordered"
+                                                                           : " with no barrier in between"),
+        pc);
 }
 
 void nothing_in_global(std::uintptr_t address, std::size_t bytes, const void *pc) {
-    hot.executor->fail(719, "uninitialised memory",
-                       access_name(Access::Read, bytes) + " at " + place(address) + ": nothing has written all of it", pc);
+    hot.executor->fail(
+        719, "uninitialised memory",
+        access_name(Access::Read, bytes) + " at " + place(address) + ": nothing has written all of it", pc);
 }
 
-}  // namespace emu
+} // namespace emu

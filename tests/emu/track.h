@@ -12,11 +12,11 @@ namespace emu {
 // ---- reports (track.cpp) ----
 
 const char *verb(Access access);
-[[noreturn]] void shared_race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes, Access access,
-                              const void *pc);
+[[noreturn]] void shared_race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes,
+                              Access access, const void *pc);
 [[noreturn]] void nothing_in_shared(std::uintptr_t address, std::size_t bytes, const void *pc);
-[[noreturn]] void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::size_t bytes, Access access,
-                              const void *pc);
+[[noreturn]] void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::size_t bytes,
+                              Access access, const void *pc);
 [[noreturn]] void nothing_in_global(std::uintptr_t address, std::size_t bytes, const void *pc);
 
 // ---- the fast paths ----
@@ -29,8 +29,8 @@ inline __attribute__((always_inline)) Moment this_moment(const void *pc) {
                                             static_cast<const char *>(ex.launch->kernel->entry))};
 }
 
-inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, std::size_t bytes, Access access,
-                                                        const void *pc) {
+inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, std::size_t bytes,
+                                                        Access access, const void *pc) {
     const Moment now = this_moment(pc);
     Cell *c = &hot.executor->cells[(address - hot.shared) / CELL];
     if (bytes < CELL) {
@@ -75,8 +75,8 @@ inline void set_written(unsigned char *bits, std::size_t first, std::size_t coun
     }
 }
 
-inline __attribute__((always_inline)) void track_global(const Shadow &shadow, std::uintptr_t address, std::size_t bytes,
-                                                        Access access, const void *pc) {
+inline __attribute__((always_inline)) void track_global(const Shadow &shadow, std::uintptr_t address,
+                                                        std::size_t bytes, Access access, const void *pc) {
     if (shadow.traces == nullptr) {
         return;
     }
@@ -115,4 +115,4 @@ inline __attribute__((always_inline)) void track_global(const Shadow &shadow, st
     }
 }
 
-}  // namespace emu
+} // namespace emu

@@ -1,7 +1,7 @@
 // warp.cpp: what a warp, a block and a thread's asynchronous copies do together.
 //
-// A collective: every lane leaves what it brings in its own Thread and waits; the lane that completes the warp does the
-// work for all 32 and goes on. Each lane then takes its result from its own Thread.
+// A collective: every lane leaves what it brings in its own Thread and waits; the lane that completes the
+// warp does the work for all 32 and goes on. Each lane then takes its result from its own Thread.
 //
 //     lane 0  ─ brings ─┐ waits
 //     lane 1  ─ brings ─┤ waits
@@ -19,7 +19,8 @@
 
 namespace emu {
 
-// ---- collectives --------------------------------------------------------------------------------------------
+// ---- collectives
+// --------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -62,9 +63,9 @@ void load_matrices(Thread *lanes, bool transposed) {
 }
 
 void multiply(Thread *lanes) {
-    alignas(32) unsigned short a[16][16];  // [m][k]
-    alignas(32) unsigned short b[8][16];   // [n][k]
-    alignas(32) float d[16][8];            // [m][n]
+    alignas(32) unsigned short a[16][16]; // [m][k]
+    alignas(32) unsigned short b[8][16];  // [n][k]
+    alignas(32) float d[16][8];           // [m][n]
     const auto put = [](void *to, const void *from, int bytes) { std::memcpy(to, from, bytes); };
     for (int i = 0; i < LANES; i++) {
         const int g = i / 4, t = i % 4;
@@ -138,17 +139,19 @@ void collect(Thread *self, Op op, const void *pc) {
     self->state = State::AtCollective;
     w.ready &= ~(1u << self->index % LANES);
     if (w.ready == 0) {
-        const bool short_warp = ex.thread_count % LANES != 0 && self->index / LANES == ex.thread_count / LANES;
+        const bool short_warp =
+            ex.thread_count % LANES != 0 && self->index / LANES == ex.thread_count / LANES;
         ex.fail(719, "warp divergence",
-                short_warp ? std::string(op_name(op)) + " in a warp of " + std::to_string(ex.thread_count % LANES) +
-                                 " lanes: collectives need all 32"
-                           : "the rest of the warp never comes to " + std::string(op_name(op)) + ":\n" + ex.waiting(),
+                short_warp ? std::string(op_name(op)) + " in a warp of " +
+                                 std::to_string(ex.thread_count % LANES) + " lanes: collectives need all 32"
+                           : "the rest of the warp never comes to " + std::string(op_name(op)) + ":\n" +
+                                 ex.waiting(),
                 pc);
     }
     ex.leave(self);
 }
 
-}  // namespace
+} // namespace
 
 void warp_barrier() { collect(hot.self, Op::Barrier, CALLER); }
 
@@ -196,7 +199,8 @@ FloatQuad mma_16816(FloatQuad d, Quad a, unsigned b0, unsigned b1) {
     return self->mma.d;
 }
 
-// ---- the block's barrier ------------------------------------------------------------------------------------
+// ---- the block's barrier
+// ------------------------------------------------------------------------------------
 
 void block_barrier() {
     Thread *self = hot.self;
@@ -211,17 +215,20 @@ void block_barrier() {
         ex.barrier_first = self->index;
     } else if (ex.barrier_pc != pc && !ex.same_line(ex.barrier_pc, pc)) {
         ex.fail(719, "barrier divergence",
-                lane_name(*self) + " waits at " + mark_line(pc) + ", thread " + std::to_string(ex.barrier_first) +
-                    " at " + mark_line(ex.barrier_pc),
+                lane_name(*self) + " waits at " + mark_line(pc) + ", thread " +
+                    std::to_string(ex.barrier_first) + " at " + mark_line(ex.barrier_pc),
                 pc);
     }
     if (ex.done != 0) {
         ex.fail(719, "barrier divergence",
-                lane_name(*self) + " waits at the block's barrier, but others have returned:\n" + ex.waiting(), pc);
+                lane_name(*self) + " waits at the block's barrier, but others have returned:\n" +
+                    ex.waiting(),
+                pc);
     }
     if (w.arrived != 0 && w.ready == 0) {
         ex.fail(719, "warp divergence",
-                lane_name(*self) + " waits at the block's barrier while lanes of its warp wait for it:\n" + ex.waiting(),
+                lane_name(*self) + " waits at the block's barrier while lanes of its warp wait for it:\n" +
+                    ex.waiting(),
                 pc);
     }
     if (ex.at_barrier == ex.thread_count) {
@@ -239,10 +246,12 @@ void block_barrier() {
     ex.leave(self);
 }
 
-// ---- cp.async -----------------------------------------------------------------------------------------------
+// ---- cp.async
+// -----------------------------------------------------------------------------------------------
 //
-// The destination is poisoned when the copy is issued and written when it is waited for, from the source as it is then:
-// a reader that is too early finds NaN, a writer that reuses the source too early changes what arrives.
+// The destination is poisoned when the copy is issued and written when it is waited for, from the source as
+// it is then: a reader that is too early finds NaN, a writer that reuses the source too early changes what
+// arrives.
 
 void cp_async_16(void *to, const void *from, int bytes) {
     Thread *self = hot.self;
@@ -284,4 +293,4 @@ void cp_async_wait(int groups_left) {
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(ready));
 }
 
-}  // namespace emu
+} // namespace emu

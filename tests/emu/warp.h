@@ -8,7 +8,7 @@ namespace emu {
 enum class Access : std::uint8_t { Read, Write, Atomic };
 
 // Ends the launch unless the running thread may do this. `pc`: a return address in the kernel.
-void check_shared(const void *at, int bytes, Access access, const void *pc);  // aligned to `bytes`
+void check_shared(const void *at, int bytes, Access access, const void *pc); // aligned to `bytes`
 void check_global(const void *at, int bytes, int alignment, Access access, const void *pc);
 
 // A cp.async of the running thread has written 16 bytes there.
@@ -18,4 +18,4 @@ void landed_in_shared(const void *at, const void *pc);
 // A tensor core adds the sixteen terms in an order and with a rounding of its own; compare with a tolerance.
 void mma_m16n8k16(float (*d)[8], const unsigned short (*a)[16], const unsigned short (*b)[16]);
 
-}  // namespace emu
+} // namespace emu

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
+use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUresult;
 
 use super::context::Context;
@@ -40,6 +41,11 @@ impl<T> DevicePtr<T> {
         self.0.is_multiple_of(bytes)
     }
 }
+
+// SAFETY: an integer.
+unsafe impl<T> Zeroable for DevicePtr<T> {}
+// SAFETY: as above, of one field.
+unsafe impl<T: 'static> Pod for DevicePtr<T> {}
 
 impl<T> Clone for DevicePtr<T> {
     fn clone(&self) -> Self {

@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+pub(crate) use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUresult;
 
 use crate::error::{Error, Result};

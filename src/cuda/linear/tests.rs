@@ -259,17 +259,13 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn new(bench: &Bench, slots: &[SlotRows], begin: &[i32]) -> Self {
-        let words: Vec<u64> = slots
-            .iter()
-            .flat_map(|slot| [slot.first.address(), slot.pitch as u64, slot.rows as u64])
-            .collect();
-        let memory = [size_of_val(&words[..]), size_of_val(begin)]
+        let memory = [size_of_val(slots), size_of_val(begin)]
             .map(|bytes| DeviceMemory::new(&bench.gpu.context, bytes, "a slot table").unwrap());
         // SAFETY: the memory is kept beside the spans.
-        let [slots, places] = [0, 1].map(|i| unsafe { memory[i].span() });
-        bench.stream.upload_and_wait(slots.cast().unwrap(), &words).unwrap();
-        bench.stream.upload_and_wait(places.cast().unwrap(), begin).unwrap();
-        let table = SlotTable { slots: slots.cast().unwrap(), begin: places.cast().unwrap() };
+        let [rows, places] = [0, 1].map(|i| unsafe { memory[i].span() });
+        let table = SlotTable { slots: rows.cast().unwrap(), begin: places.cast().unwrap() };
+        bench.stream.upload_and_wait(table.slots, slots).unwrap();
+        bench.stream.upload_and_wait(table.begin, begin).unwrap();
         Self { table, _memory: memory }
     }
 }

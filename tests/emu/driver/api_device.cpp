@@ -15,7 +15,7 @@ struct Card {
     int cc;
     const char *name;
     int processors, threads_per_processor, blocks_per_processor;
-    int shared_per_block, shared_per_processor;  // bytes; per block: with opt-in
+    int shared_per_block, shared_per_processor; // bytes; per block: with opt-in
 };
 // Numbers of the cards whose architecture is asked for; sizes of memory are EMU_MEMORY's.
 constexpr Card CARDS[] = {
@@ -52,16 +52,20 @@ constexpr Named ERRORS[] = {
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
-    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+     "too many resources requested for launch"},
     {PEER_ACCESS_ALREADY_ENABLED, "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED", "peer access is already enabled"},
     {PEER_ACCESS_NOT_ENABLED, "CUDA_ERROR_PEER_ACCESS_NOT_ENABLED", "peer access has not been enabled"},
-    {HOST_MEMORY_ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "memory is already page-locked"},
+    {HOST_MEMORY_ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
+     "memory is already page-locked"},
     {HOST_MEMORY_NOT_REGISTERED, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "memory is not page-locked"},
     {MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
-    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "not permitted while a stream is capturing"},
-    {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "the capture was spoilt by an earlier error"},
+    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+     "not permitted while a stream is capturing"},
+    {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+     "the capture was spoilt by an earlier error"},
     {CAPTURE_MERGE, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "two captures would be merged"},
     {CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "the capture did not begin in this stream"},
     {CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "the capture has work that was not joined"},
@@ -71,19 +75,21 @@ constexpr Named ERRORS[] = {
 
 Device *device_at(CUdevice ordinal) {
     Driver &d = driver();
-    return ordinal >= 0 && static_cast<std::size_t>(ordinal) < d.devices.size() ? d.devices[ordinal].get() : nullptr;
+    return ordinal >= 0 && static_cast<std::size_t>(ordinal) < d.devices.size() ? d.devices[ordinal].get()
+                                                                                : nullptr;
 }
 
-}  // namespace
+} // namespace
 
 namespace emu {
 int shared_opt_in() { return card().shared_per_block; }
 int blocks_at_once(int threads, std::size_t shared) {
     const Card &c = card();
-    int blocks = std::min(c.blocks_per_processor, c.threads_per_processor / std::max(32, (threads + 31) / 32 * 32));
+    int blocks =
+        std::min(c.blocks_per_processor, c.threads_per_processor / std::max(32, (threads + 31) / 32 * 32));
     return std::min<int>(blocks, static_cast<int>(c.shared_per_processor / (shared + 1024)));
 }
-}  // namespace emu
+} // namespace emu
 
 CUAPI cuInit(unsigned flags) {
     Driver &d = driver();
@@ -133,7 +139,8 @@ CUAPI cuGetErrorString(CUresult error, const char **text) {
 #define KNOW()                                      \
     Driver &d = driver();                           \
     const std::lock_guard<std::mutex> held(d.lock); \
-    if (!d.initialised) return NOT_INITIALIZED
+    if (!d.initialised)                             \
+    return NOT_INITIALIZED
 
 CUAPI cuDeviceGetCount(int *count) {
     KNOW();
@@ -188,31 +195,37 @@ CUAPI cuDeviceGetAttribute(int *value, int attribute, CUdevice ordinal) {
     }
     const Card &c = card();
     const std::map<int, int> known = {
-        {1, 1024},                     // threads per block
-        {2, 1024}, {3, 1024}, {4, 64}, // block x, y, z
-        {5, 0x7fffffff}, {6, 65535}, {7, 65535},  // grid x, y, z
-        {8, 49152},                    // shared bytes per block without opt-in
-        {10, 32},                      // warp
-        {12, 65536},                   // registers per block
-        {13, 1410000},                 // kHz
+        {1, 1024}, // threads per block
+        {2, 1024},
+        {3, 1024},
+        {4, 64}, // block x, y, z
+        {5, 0x7fffffff},
+        {6, 65535},
+        {7, 65535},    // grid x, y, z
+        {8, 49152},    // shared bytes per block without opt-in
+        {10, 32},      // warp
+        {12, 65536},   // registers per block
+        {13, 1410000}, // kHz
         {16, c.processors},
-        {33, 0x10}, {34, ordinal}, {50, 0},  // PCI bus, device, domain
-        {36, 1215000},                 // memory, kHz
-        {37, 5120},                    // memory bus, bits
-        {38, 40 << 20},                // L2 bytes
+        {33, 0x10},
+        {34, ordinal},
+        {50, 0},        // PCI bus, device, domain
+        {36, 1215000},  // memory, kHz
+        {37, 5120},     // memory bus, bits
+        {38, 40 << 20}, // L2 bytes
         {39, c.threads_per_processor},
-        {40, 2},                       // copy engines
-        {41, 1},                       // unified addressing
+        {40, 2}, // copy engines
+        {41, 1}, // unified addressing
         {75, c.cc / 10},
         {76, c.cc % 10},
         {81, c.shared_per_processor},
-        {82, 65536},                   // registers per multiprocessor
+        {82, 65536}, // registers per multiprocessor
         {97, c.shared_per_block},
         {106, c.blocks_per_processor},
-        {111, 1024},                   // shared bytes that the system keeps per block
+        {111, 1024}, // shared bytes that the system keeps per block
     };
     const auto found = known.find(attribute);
-    *value = found == known.end() ? 0 : found->second;  // what is not modelled is not supported
+    *value = found == known.end() ? 0 : found->second; // what is not modelled is not supported
     return SUCCESS;
 }
 
@@ -323,7 +336,8 @@ CUAPI cuCtxDisablePeerAccess(void *peer) {
 }
 
 // status: 0 found, 1 not found.
-CUAPI cuGetProcAddress_v2(const char *symbol, void **function, int version, std::uint64_t flags, int *status) {
+CUAPI cuGetProcAddress_v2(const char *symbol, void **function, int version, std::uint64_t flags,
+                          int *status) {
     (void)version, (void)flags;
     Dl_info self;
     dladdr(reinterpret_cast<const void *>(&cuInit), &self);

@@ -1,6 +1,7 @@
 // api_kernel.cpp: modules, functions, launches.
 //
-// A module is any image that looks like one; its functions are found by name among the kernels compiled into this library.
+// A module is any image that looks like one; its functions are found by name among the kernels compiled into
+// this library.
 #include <cstring>
 
 #include "state.h"
@@ -10,11 +11,11 @@ using namespace emu;
 namespace emu {
 int shared_opt_in();
 int blocks_at_once(int threads, std::size_t shared);
-}  // namespace emu
+} // namespace emu
 
 namespace {
 
-constexpr std::size_t WITHOUT_OPT_IN = 49152;  // bytes of dynamic shared memory
+constexpr std::size_t WITHOUT_OPT_IN = 49152; // bytes of dynamic shared memory
 
 Function *function_of(Driver &d, void *handle) {
     for (Module *module : d.modules) {
@@ -33,8 +34,8 @@ CUresult refuse(const std::string &why) {
     return INVALID_VALUE;
 }
 
-CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, unsigned shared, void *stream_handle,
-                void **parameters, void **extra) {
+CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, unsigned shared,
+                void *stream_handle, void **parameters, void **extra) {
     Function *function = function_of(d, handle);
     Stream *stream = d.stream_of(stream_handle);
     if (function == nullptr || stream == nullptr) {
@@ -56,34 +57,36 @@ CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, un
         return refuse(std::string(kernel.name) + ": " + wrong);
     }
     if (kernel.max_threads != 0 && block.x > static_cast<unsigned>(kernel.max_threads)) {
-        return refuse(std::string(kernel.name) + ": " + std::to_string(block.x) + " threads, its launch bounds say " +
-                      std::to_string(kernel.max_threads));
+        return refuse(std::string(kernel.name) + ": " + std::to_string(block.x) +
+                      " threads, its launch bounds say " + std::to_string(kernel.max_threads));
     }
     const auto allowed = function->dynamic_shared.find(device->index);
     const std::size_t most = allowed == function->dynamic_shared.end() ? WITHOUT_OPT_IN : allowed->second;
     if (shared > std::max(most, WITHOUT_OPT_IN)) {
-        return refuse(std::string(kernel.name) + ": " + std::to_string(shared) + " bytes of dynamic shared memory, " +
-                      std::to_string(most) + " allowed by cuFuncSetAttribute");
+        return refuse(std::string(kernel.name) + ": " + std::to_string(shared) +
+                      " bytes of dynamic shared memory, " + std::to_string(most) +
+                      " allowed by cuFuncSetAttribute");
     }
     c.packed.resize(kernel.packed_bytes + 1);
     for (int i = 0; i < kernel.parameters; i++) {
         if (parameters[i] == nullptr) {
-            return refuse(std::string(kernel.name) + ": parameter " + std::to_string(i) + " is a null pointer");
+            return refuse(std::string(kernel.name) + ": parameter " + std::to_string(i) +
+                          " is a null pointer");
         }
         std::memcpy(c.packed.data() + kernel.offsets[i], parameters[i], kernel.sizes[i]);
     }
     return d.enqueue(stream, std::move(c));
 }
 
-}  // namespace
+} // namespace
 
 CUAPI cuModuleLoadData(void **out, const void *image) {
     ENTER();
     unsigned magic;
     std::memcpy(&magic, image, 4);
     // A fatbin, its wrapper, an ELF file, or PTX text.
-    if (magic != 0xba55ed50u && magic != 0x466243b1u && magic != 0x464c457fu && std::memcmp(image, "//", 2) != 0 &&
-        std::memcmp(image, ".ver", 4) != 0) {
+    if (magic != 0xba55ed50u && magic != 0x466243b1u && magic != 0x464c457fu &&
+        std::memcmp(image, "//", 2) != 0 && std::memcmp(image, ".ver", 4) != 0) {
         return INVALID_IMAGE;
     }
     auto *module = new Module;
@@ -91,7 +94,9 @@ CUAPI cuModuleLoadData(void **out, const void *image) {
     *out = module;
     return SUCCESS;
 }
-CUAPI cuModuleLoadDataEx(void **out, const void *image, unsigned, int *, void **) { return cuModuleLoadData(out, image); }
+CUAPI cuModuleLoadDataEx(void **out, const void *image, unsigned, int *, void **) {
+    return cuModuleLoadData(out, image);
+}
 
 CUAPI cuModuleUnload(void *handle) {
     ENTER();
@@ -145,24 +150,25 @@ CUAPI cuFuncGetAttribute(int *value, int attribute, void *handle) {
         return INVALID_HANDLE;
     }
     switch (attribute) {
-    case 0:  // threads per block
+    case 0: // threads per block
         *value = function->kernel->max_threads != 0 ? function->kernel->max_threads : 1024;
         return SUCCESS;
-    case 1:  // static shared, constant, local bytes
+    case 1: // static shared, constant, local bytes
     case 2:
     case 3:
         *value = 0;
         return SUCCESS;
-    case 4:  // registers: not modelled
+    case 4: // registers: not modelled
         *value = 32;
         return SUCCESS;
-    case 5:  // PTX and binary version
+    case 5: // PTX and binary version
     case 6:
         *value = d.settings.cc;
         return SUCCESS;
     case 8: {
         const auto allowed = function->dynamic_shared.find(device->index);
-        *value = static_cast<int>(allowed == function->dynamic_shared.end() ? WITHOUT_OPT_IN : allowed->second);
+        *value =
+            static_cast<int>(allowed == function->dynamic_shared.end() ? WITHOUT_OPT_IN : allowed->second);
         return SUCCESS;
     }
     default:
@@ -187,8 +193,8 @@ CUAPI cuFuncSetAttribute(void *handle, int attribute, int value) {
     return attribute == 9 ? SUCCESS : INVALID_VALUE;
 }
 
-CUAPI cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                     unsigned shared, void *stream, void **parameters, void **extra) {
+CUAPI cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                     unsigned bz, unsigned shared, void *stream, void **parameters, void **extra) {
     ENTER();
     return launch(d, device, function, Dim{gx, gy, gz}, Dim{bx, by, bz}, shared, stream, parameters, extra);
 }
@@ -196,10 +202,12 @@ CUAPI cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsi
 CUAPI cuLaunchKernelEx(const CUlaunchConfig *c, void *function, void **parameters, void **extra) {
     ENTER();
     return launch(d, device, function, Dim{c->gridDimX, c->gridDimY, c->gridDimZ},
-                  Dim{c->blockDimX, c->blockDimY, c->blockDimZ}, c->sharedMemBytes, c->hStream, parameters, extra);
+                  Dim{c->blockDimX, c->blockDimY, c->blockDimZ}, c->sharedMemBytes, c->hStream, parameters,
+                  extra);
 }
 
-CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *handle, int threads, std::size_t shared) {
+CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *handle, int threads,
+                                                  std::size_t shared) {
     ENTER();
     if (function_of(d, handle) == nullptr || threads <= 0) {
         return threads <= 0 ? INVALID_VALUE : INVALID_HANDLE;
@@ -207,7 +215,7 @@ CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *handle, int
     *blocks = blocks_at_once(threads, shared);
     return SUCCESS;
 }
-CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, void *function, int threads, std::size_t shared,
-                                                           unsigned) {
+CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, void *function, int threads,
+                                                           std::size_t shared, unsigned) {
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared);
 }

@@ -1,8 +1,9 @@
 // api_memory.cpp: allocation, copies and fills.
 //
-// Ranges are checked when a copy is enqueued: INVALID_VALUE as from the driver, and on stderr which range and why. An
-// asynchronous copy from pageable memory reads it at once (the driver may, or may later: do not rely on either); to
-// pageable memory it waits, as the driver does; from and to page-locked memory it happens when its turn comes.
+// Ranges are checked when a copy is enqueued: INVALID_VALUE as from the driver, and on stderr which range and
+// why. An asynchronous copy from pageable memory reads it at once (the driver may, or may later: do not rely
+// on either); to pageable memory it waits, as the driver does; from and to page-locked memory it happens when
+// its turn comes.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -42,14 +43,15 @@ CUresult check(Driver &d, Place &place, std::size_t bytes, std::size_t rows, boo
                       std::to_string(bytes));
     }
     if (memory->holding(place.address, span) == nullptr) {
-        return refuse(std::string(end) + ": " + std::to_string(span) + " bytes from " + memory->describe(place.address));
+        return refuse(std::string(end) + ": " + std::to_string(span) + " bytes from " +
+                      memory->describe(place.address));
     }
     place.memory = memory;
     return SUCCESS;
 }
 
-CUresult copy(Driver &d, Stream *stream, Place to, bool to_device, Place from, bool from_device, std::size_t bytes,
-              std::size_t rows, bool wait) {
+CUresult copy(Driver &d, Stream *stream, Place to, bool to_device, Place from, bool from_device,
+              std::size_t bytes, std::size_t rows, bool wait) {
     if (stream == nullptr) {
         return INVALID_HANDLE;
     }
@@ -74,12 +76,13 @@ CUresult copy(Driver &d, Stream *stream, Place to, bool to_device, Place from, b
     c.bytes = bytes;
     c.rows = rows;
     if (!stream->capture) {
-        const std::size_t from_span = (rows - 1) * from.pitch + bytes, to_span = (rows - 1) * to.pitch + bytes;
+        const std::size_t from_span = (rows - 1) * from.pitch + bytes,
+                          to_span = (rows - 1) * to.pitch + bytes;
         if (from.memory == nullptr && !wait && !d.is_pinned(from.address, from_span)) {
             c.staged = std::make_shared<std::vector<unsigned char>>(bytes * rows);
             for (std::size_t row = 0; row < rows; row++) {
-                std::memcpy(c.staged->data() + row * bytes, reinterpret_cast<void *>(from.address + row * from.pitch),
-                            bytes);
+                std::memcpy(c.staged->data() + row * bytes,
+                            reinterpret_cast<void *>(from.address + row * from.pitch), bytes);
             }
         }
         wait = wait || (to.memory == nullptr && !d.is_pinned(to.address, to_span));
@@ -105,7 +108,8 @@ CUresult fill(Driver &d, Stream *stream, CUdeviceptr to, std::size_t pitch, unsi
     }
     Place place{static_cast<std::uintptr_t>(to), pitch, nullptr};
     if (to % unit != 0) {
-        return refuse("a fill of " + std::to_string(unit) + "-byte values at an address that is no multiple of that");
+        return refuse("a fill of " + std::to_string(unit) +
+                      "-byte values at an address that is no multiple of that");
     }
     if (const CUresult code = check(d, place, count * unit, rows, true, "the target")) {
         return code;
@@ -120,9 +124,10 @@ CUresult fill(Driver &d, Stream *stream, CUdeviceptr to, std::size_t pitch, unsi
     return d.enqueue(stream, std::move(c));
 }
 
-}  // namespace
+} // namespace
 
-// ---- allocation ---------------------------------------------------------------------------------------------
+// ---- allocation
+// ---------------------------------------------------------------------------------------------
 
 CUAPI cuMemGetInfo_v2(std::size_t *available, std::size_t *total) {
     ENTER();
@@ -214,7 +219,8 @@ CUAPI cuMemHostRegister(void *address, std::size_t bytes, unsigned flags) {
 CUAPI cuMemHostUnregister(void *address) {
     ENTER();
     d.finish_device(device);
-    return d.pinned.erase(reinterpret_cast<std::uintptr_t>(address)) != 0 ? SUCCESS : HOST_MEMORY_NOT_REGISTERED;
+    return d.pinned.erase(reinterpret_cast<std::uintptr_t>(address)) != 0 ? SUCCESS
+                                                                          : HOST_MEMORY_NOT_REGISTERED;
 }
 
 CUAPI cuPointerGetAttribute(void *value, int attribute, CUdeviceptr pointer) {
@@ -233,28 +239,28 @@ CUAPI cuPointerGetAttribute(void *value, int attribute, CUdeviceptr pointer) {
                               : NOT_SUPPORTED;
     }
     switch (attribute) {
-    case 1:  // context
+    case 1: // context
         *static_cast<void **>(value) = d.devices[memory->device()].get();
         return SUCCESS;
-    case 2:  // memory type: device
+    case 2: // memory type: device
         *static_cast<unsigned *>(value) = 2;
         return SUCCESS;
-    case 3:  // device pointer
+    case 3: // device pointer
         *static_cast<CUdeviceptr *>(value) = pointer;
         return SUCCESS;
-    case 7:  // id of the allocation
+    case 7: // id of the allocation
         *static_cast<std::uint64_t *>(value) = static_cast<std::uint64_t>(a->number);
         return SUCCESS;
-    case 8:  // managed
+    case 8: // managed
         *static_cast<unsigned *>(value) = 0;
         return SUCCESS;
-    case 9:  // device
+    case 9: // device
         *static_cast<int *>(value) = memory->device();
         return SUCCESS;
-    case 11:  // start of the allocation
+    case 11: // start of the allocation
         *static_cast<CUdeviceptr *>(value) = a->base;
         return SUCCESS;
-    case 12:  // its bytes
+    case 12: // its bytes
         *static_cast<std::size_t *>(value) = a->bytes;
         return SUCCESS;
     default:
@@ -262,7 +268,8 @@ CUAPI cuPointerGetAttribute(void *value, int attribute, CUdeviceptr pointer) {
     }
 }
 
-// ---- copies -------------------------------------------------------------------------------------------------
+// ---- copies
+// -------------------------------------------------------------------------------------------------
 
 CUAPI cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, std::size_t bytes) {
     ENTER();
@@ -288,8 +295,8 @@ CUAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, 
     ENTER();
     return copy(d, d.stream_of(stream), at(to), true, at(from), true, bytes, 1, false);
 }
-CUAPI cuMemcpyPeerAsync(CUdeviceptr to, void *to_context, CUdeviceptr from, void *from_context, std::size_t bytes,
-                        void *stream) {
+CUAPI cuMemcpyPeerAsync(CUdeviceptr to, void *to_context, CUdeviceptr from, void *from_context,
+                        std::size_t bytes, void *stream) {
     ENTER();
     for (const auto &[address, context] : {std::pair{to, to_context}, std::pair{from, from_context}}) {
         const Memory *memory = d.memory_of(address);
@@ -314,12 +321,14 @@ static CUresult copy_2d(const CUDA_MEMCPY2D *c, void *handle, bool wait) {
     from.address += c->srcY * from.pitch + c->srcXInBytes;
     to.address += c->dstY * to.pitch + c->dstXInBytes;
     Stream *stream = wait ? &device->legacy : d.stream_of(handle);
-    return copy(d, stream, to, c->dstMemoryType == 2, from, c->srcMemoryType == 2, c->WidthInBytes, c->Height, wait);
+    return copy(d, stream, to, c->dstMemoryType == 2, from, c->srcMemoryType == 2, c->WidthInBytes, c->Height,
+                wait);
 }
 CUAPI cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *c, void *stream) { return copy_2d(c, stream, false); }
 CUAPI cuMemcpy2D_v2(const CUDA_MEMCPY2D *c) { return copy_2d(c, nullptr, true); }
 
-// ---- fills --------------------------------------------------------------------------------------------------
+// ---- fills
+// --------------------------------------------------------------------------------------------------
 
 CUAPI cuMemsetD8Async(CUdeviceptr to, unsigned char value, std::size_t count, void *stream) {
     ENTER();
@@ -345,13 +354,13 @@ CUAPI cuMemsetD32_v2(CUdeviceptr to, unsigned value, std::size_t count) {
     ENTER();
     return fill(d, &device->legacy, to, 0, value, 4, count, 1);
 }
-CUAPI cuMemsetD2D8Async(CUdeviceptr to, std::size_t pitch, unsigned char value, std::size_t width, std::size_t rows,
-                        void *stream) {
+CUAPI cuMemsetD2D8Async(CUdeviceptr to, std::size_t pitch, unsigned char value, std::size_t width,
+                        std::size_t rows, void *stream) {
     ENTER();
     return fill(d, d.stream_of(stream), to, pitch, value, 1, width, rows);
 }
-CUAPI cuMemsetD2D16Async(CUdeviceptr to, std::size_t pitch, unsigned short value, std::size_t width, std::size_t rows,
-                         void *stream) {
+CUAPI cuMemsetD2D16Async(CUdeviceptr to, std::size_t pitch, unsigned short value, std::size_t width,
+                         std::size_t rows, void *stream) {
     ENTER();
     return fill(d, d.stream_of(stream), to, pitch, value, 2, width, rows);
 }

@@ -23,9 +23,10 @@ CUresult spoil(Stream *stream) {
     return CAPTURE_UNSUPPORTED;
 }
 
-}  // namespace
+} // namespace
 
-// ---- streams ------------------------------------------------------------------------------------------------
+// ---- streams
+// ------------------------------------------------------------------------------------------------
 
 CUAPI cuStreamCreate(void **out, unsigned flags) {
     ENTER();
@@ -128,7 +129,8 @@ CUAPI cuStreamGetCtx(void *handle, void **context) {
     return SUCCESS;
 }
 
-// ---- events -------------------------------------------------------------------------------------------------
+// ---- events
+// -------------------------------------------------------------------------------------------------
 
 CUAPI cuEventCreate(void **out, unsigned flags) {
     ENTER();
@@ -180,7 +182,7 @@ CUAPI cuEventSynchronize(void *handle) {
     }
     if (event->capture) {
         event->capture->invalid = true;
-        return 907;  // captured event
+        return 907; // captured event
     }
     d.finish(event->work);
     return device->sticky;
@@ -221,7 +223,8 @@ CUAPI cuEventElapsedTime(float *milliseconds, void *from, void *to) {
     return cuEventElapsedTime_v2(milliseconds, from, to);
 }
 
-// ---- capture ------------------------------------------------------------------------------------------------
+// ---- capture
+// ------------------------------------------------------------------------------------------------
 
 CUAPI cuStreamBeginCapture_v2(void *handle, int mode) {
     ENTER();
@@ -299,7 +302,8 @@ CUAPI cuStreamIsCapturing(void *handle, int *status) {
     return SUCCESS;
 }
 
-// ---- graphs -------------------------------------------------------------------------------------------------
+// ---- graphs
+// -------------------------------------------------------------------------------------------------
 
 CUAPI cuGraphGetNodes(void *handle, void **nodes, std::size_t *count) {
     ENTER();
@@ -341,7 +345,7 @@ CUAPI cuGraphLaunch(void *handle, void *stream_handle) {
         return INVALID_HANDLE;
     }
     if (stream->capture) {
-        return spoil(stream);  // child graphs are not modelled
+        return spoil(stream); // child graphs are not modelled
     }
     Command c;
     c.kind = Command::Graph;

@@ -1,15 +1,16 @@
-// settings.cpp: the environment, the log, planted failures, and the functions that tests call beside the driver's.
+// settings.cpp: the environment, the log, planted failures, and the functions that tests call beside the
+// driver's.
 //
 //     EMU_CC       8.0 (default), 8.6, 8.9, 9.0          EMU_DEVICES   1 (default) or 2
 //     EMU_SEED     orders and tempers; 0 (default)       EMU_MEMORY    bytes per device, default 4 GiB
 //     EMU_LOG      a file: one JSON line per event       EMU_ABORT     1: a kernel's fault ends the program
-//     EMU_RACES    0: no look for races and reads of nothing in device memory (they cost 8 bytes per byte touched)
+//     EMU_RACES    0: no traces of device memory (they take 8 bytes per byte that kernels touch)
 //     EMU_NO_PEER  1: the two devices cannot reach one another's memory
 //     EMU_FAIL     launch:NAME:CODE  the next launch of NAME fails with CODE when it runs (sticky)
 //                  alloc:N           the N-th device allocation from now is out of memory (several: a,b)
 //
-// Read by the first cuInit. emu_set changes one later, where a change has meaning (SEED, LOG, FAIL, ABORT, and MEMORY
-// and DEVICES before cuInit).
+// Read by the first cuInit. emu_set changes one later, where a change has meaning (SEED, LOG, FAIL, ABORT,
+// and MEMORY and DEVICES before cuInit).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -62,7 +63,7 @@ bool apply(const std::string &name, const char *value) {
     return true;
 }
 
-}  // namespace
+} // namespace
 
 void read_settings() {
     for (const char *name : {"CC", "DEVICES", "SEED", "MEMORY", "FAIL", "ABORT", "NO_PEER", "RACES", "LOG"}) {
@@ -76,8 +77,8 @@ bool logging() { return log_file != nullptr; }
 
 void log_line(const std::string &event, const std::string &fields) {
     if (log_file != nullptr) {
-        std::fprintf(log_file, "{\"n\":%llu,\"event\":\"%s\",%s}\n", static_cast<unsigned long long>(++log_count),
-                     event.c_str(), fields.c_str());
+        std::fprintf(log_file, "{\"n\":%llu,\"event\":\"%s\",%s}\n",
+                     static_cast<unsigned long long>(++log_count), event.c_str(), fields.c_str());
         std::fflush(log_file);
     }
 }
@@ -122,7 +123,7 @@ template <class F> bool any_wish(F use, bool spend) {
     return false;
 }
 
-}  // namespace
+} // namespace
 
 CUresult planted_launch_failure(const char *kernel) {
     CUresult code = SUCCESS;
@@ -143,12 +144,13 @@ bool planted_allocation_failure() {
     const std::uint64_t number = ++driver().allocations;
     return any_wish(
         [&](const std::string &wish) {
-            return wish.compare(0, 6, "alloc:") == 0 && std::strtoull(wish.c_str() + 6, nullptr, 10) == number;
+            return wish.compare(0, 6, "alloc:") == 0 &&
+                   std::strtoull(wish.c_str() + 6, nullptr, 10) == number;
         },
         true);
 }
 
-}  // namespace emu
+} // namespace emu
 
 extern "C" {
 
@@ -158,7 +160,8 @@ __attribute__((visibility("default"))) int emu_set(const char *name, const char 
     return emu::apply(name, value) ? 0 : 1;
 }
 
-// The last report into `text` (at most `room` bytes with the final zero); its length. Empty when all went well so far.
+// The last report into `text` (at most `room` bytes with the final zero); its length. Empty when all went
+// well so far.
 __attribute__((visibility("default"))) std::size_t emu_last_report(char *text, std::size_t room) {
     const std::lock_guard<std::mutex> held(emu::driver().lock);
     const std::string &report = emu::driver().last_report;
@@ -170,7 +173,8 @@ __attribute__((visibility("default"))) std::size_t emu_last_report(char *text, s
     return report.size();
 }
 
-// Forgets sticky errors and the last report, so that one process can test many faults. A real device cannot do that.
+// Forgets sticky errors and the last report, so that one process can test many faults. A real device cannot
+// do that.
 __attribute__((visibility("default"))) void emu_heal() {
     emu::Driver &d = emu::driver();
     const std::lock_guard<std::mutex> held(d.lock);

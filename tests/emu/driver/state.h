@@ -1,13 +1,15 @@
 // state.h: what the emulated driver remembers.
 //
-// Work that a program enqueues is not done then, but when something waits for it, and only as much of it as that needs:
+// Work that a program enqueues is not done then, but when something waits for it, and only as much of it as
+// that needs:
 //
-//     stream A   [copy 1] [record e: 2] [launch 5]                cuStreamSynchronize(B) runs 3, then 1 and 2 (because 4
-//     stream B   [launch 3] [wait e: 4] [launch 6]                waits for e), then 6. Launch 5 stays where it is.
+//     stream A   [copy 1] [record e: 2] [launch 5]     cuStreamSynchronize(B) runs 3, then 1 and 2 (4
+//     stream B   [launch 3] [wait e: 4] [launch 6]     waits for e), then 6. Launch 5 stays where it is.
 //
-// Every piece of work has a number, and names the numbers that must be done before it; they are always smaller. A
-// program that forgot to wait finds poison. EMU_SEED chooses among three tempers: seed % 3 = 0 lazy as above, 1 lazy with
-// pieces done at random calls, 2 eager (done at once), which shows the opposite mistakes.
+// Every piece of work has a number, and names the numbers that must be done before it; they are always
+// smaller. A program that forgot to wait finds poison. EMU_SEED chooses among three tempers: seed % 3 = 0
+// lazy as above, 1 lazy with pieces done at random calls, 2 eager (done at once), which shows the opposite
+// mistakes.
 //
 // One lock guards it all; kernels run under it.
 #pragma once
@@ -35,7 +37,7 @@ struct GraphExec;
 struct Place {
     std::uintptr_t address;
     std::size_t pitch;
-    Memory *memory;  // null: the host's
+    Memory *memory; // null: the host's
 };
 
 struct Stamp {
@@ -54,7 +56,7 @@ struct Command {
     Place to{}, from{};
     std::size_t bytes = 0, rows = 1;
     unsigned value = 0, unit = 1;
-    std::shared_ptr<std::vector<unsigned char>> staged;  // pageable source, read when enqueued
+    std::shared_ptr<std::vector<unsigned char>> staged; // pageable source, read when enqueued
     // Record
     std::shared_ptr<Stamp> stamp;
     // Graph
@@ -77,7 +79,7 @@ struct Node {
 struct Graph {
     std::vector<Node> nodes;
     bool invalid = false;
-    int mode = 0;  // 0 global, 1 thread-local, 2 relaxed
+    int mode = 0; // 0 global, 1 thread-local, 2 relaxed
     std::uint64_t thread = 0;
     Stream *origin = nullptr;
     std::set<Stream *> joined;
@@ -91,26 +93,26 @@ struct GraphExec {
 struct Stream {
     int number = 0;
     Device *device = nullptr;
-    bool blocking = true;  // ordered with the legacy default stream
+    bool blocking = true; // ordered with the legacy default stream
     bool legacy = false;
     std::deque<Work> queue;
-    std::uint64_t last = 0;  // the newest work ever enqueued
+    std::uint64_t last = 0; // the newest work ever enqueued
     // While capturing: what the next captured command comes after.
     std::shared_ptr<Graph> capture;
     std::vector<std::size_t> tail;
 };
 
 struct Event {
-    std::uint64_t work = 0;  // of the latest record
+    std::uint64_t work = 0; // of the latest record
     std::shared_ptr<Stamp> stamp;
     bool timed = true;
-    std::shared_ptr<Graph> capture;  // recorded in a capture: depends on these nodes
+    std::shared_ptr<Graph> capture; // recorded in a capture: depends on these nodes
     std::vector<std::size_t> tail;
 };
 
 struct Function {
     const Kernel *kernel;
-    std::map<int, std::size_t> dynamic_shared;  // by device: what cuFuncSetAttribute allowed
+    std::map<int, std::size_t> dynamic_shared; // by device: what cuFuncSetAttribute allowed
 };
 
 struct Module {
@@ -127,7 +129,7 @@ struct Device {
     Stream legacy;
     int retained = 0;
     CUresult sticky = SUCCESS;
-    std::set<Device *> peers;  // whose memory this device's kernels may reach
+    std::set<Device *> peers; // whose memory this device's kernels may reach
 };
 
 struct Settings {
@@ -136,9 +138,9 @@ struct Settings {
     std::uint64_t seed = 0;
     std::size_t memory = std::size_t{4} << 30;
     std::string fail;
-    bool abort = false;    // on a fault of a kernel
-    bool races = true;     // look for races and reads of nothing in device memory
-    bool no_peer = false;  // devices cannot reach one another
+    bool abort = false;   // on a fault of a kernel
+    bool races = true;    // look for races and reads of nothing in device memory
+    bool no_peer = false; // devices cannot reach one another
 };
 
 struct Driver {
@@ -151,19 +153,19 @@ struct Driver {
     std::set<Module *> modules;
     std::map<void *, std::shared_ptr<Graph>> graphs;
     std::map<void *, std::shared_ptr<GraphExec>> executables;
-    std::map<std::uintptr_t, std::size_t> pinned;       // page-locked host ranges
-    std::map<std::uint64_t, Stream *> pending;          // work that is not done: where it waits
+    std::map<std::uintptr_t, std::size_t> pinned; // page-locked host ranges
+    std::map<std::uint64_t, Stream *> pending;    // work that is not done: where it waits
     std::uint64_t works = 0, launches = 0, allocations = 0, stream_count = 0, graph_count = 0;
     std::string last_report;
     Random random{0};
     std::unique_ptr<Executor> executor;
-    int rounds = 0;              // of work under way: see work.cpp
-    std::set<Memory *> opened;   // to kernels, until the round ends
+    int rounds = 0;            // of work under way: see work.cpp
+    std::set<Memory *> opened; // to kernels, until the round ends
 
     // ---- work.cpp ----
     // Appends to the stream, or to the graph that it captures. The code to return.
     CUresult enqueue(Stream *stream, Command command, std::vector<std::uint64_t> after = {});
-    void finish(std::uint64_t work);  // does it, and what it needs
+    void finish(std::uint64_t work); // does it, and what it needs
     void finish_stream(Stream *stream);
     void finish_device(Device *device);
     bool done(std::uint64_t work) const { return pending.find(work) == pending.end(); }
@@ -173,7 +175,7 @@ struct Driver {
     void occasion();
 
     // ---- for the entry points ----
-    Stream *stream_of(void *handle);  // null: no such stream
+    Stream *stream_of(void *handle); // null: no such stream
     bool is_pinned(std::uintptr_t address, std::size_t bytes) const;
     Memory *memory_of(std::uintptr_t address) const;
     // A call that must not happen while some capture forbids it: its code; the capture is spoilt.
@@ -187,7 +189,7 @@ struct Driver {
 };
 
 Driver &driver();
-extern thread_local Device *current_device;  // the context that this thread made current
+extern thread_local Device *current_device; // the context that this thread made current
 
 // ---- settings.cpp: environment, log, planted failures ----
 
@@ -199,21 +201,25 @@ std::string json(const std::string &text);
 // EMU_FAIL: the code for this launch (0: none), whether this allocation fails.
 CUresult planted_launch_failure(const char *kernel);
 bool planted_allocation_failure();
-void say(const std::string &report);  // to stderr, kept as the last report
+void say(const std::string &report); // to stderr, kept as the last report
 
 void install_fault_handler();
 
-}  // namespace emu
+} // namespace emu
 
 // The beginning of an entry point that works on the current device.
-#define ENTER()                                                   \
-    emu::Driver &d = emu::driver();                               \
-    const std::lock_guard<std::mutex> held(d.lock);               \
-    if (!d.initialised) return NOT_INITIALIZED;                   \
-    emu::Device *device = emu::current_device;                    \
-    if (device == nullptr) return INVALID_CONTEXT;                \
-    if (device->sticky != SUCCESS) return device->sticky;         \
-    d.occasion();                                                 \
-    if (device->sticky != SUCCESS) return device->sticky
+#define ENTER()                                     \
+    emu::Driver &d = emu::driver();                 \
+    const std::lock_guard<std::mutex> held(d.lock); \
+    if (!d.initialised)                             \
+        return NOT_INITIALIZED;                     \
+    emu::Device *device = emu::current_device;      \
+    if (device == nullptr)                          \
+        return INVALID_CONTEXT;                     \
+    if (device->sticky != SUCCESS)                  \
+        return device->sticky;                      \
+    d.occasion();                                   \
+    if (device->sticky != SUCCESS)                  \
+    return device->sticky
 
 #define CUAPI extern "C" __attribute__((visibility("default"))) CUresult

@@ -10,7 +10,8 @@ namespace emu {
 thread_local Device *current_device = nullptr;
 
 Driver &driver() {
-    static Driver *const one = new Driver;  // never destroyed: programs call the driver until their last breath
+    static Driver *const one =
+        new Driver; // never destroyed: programs call the driver until their last breath
     return *one;
 }
 
@@ -44,8 +45,9 @@ void log_command(const char *event, const Command &c, int device, int stream, in
         break;
     case Command::Copy:
         fields += std::string(",\"what\":\"copy\",\"kind\":\"") + direction(c) +
-                  "\",\"bytes\":" + std::to_string(c.bytes * c.rows) + ",\"src\":" + std::to_string(c.from.address) +
-                  ",\"dst\":" + std::to_string(c.to.address) + ",\"rows\":" + std::to_string(c.rows);
+                  "\",\"bytes\":" + std::to_string(c.bytes * c.rows) +
+                  ",\"src\":" + std::to_string(c.from.address) + ",\"dst\":" + std::to_string(c.to.address) +
+                  ",\"rows\":" + std::to_string(c.rows);
         break;
     case Command::Fill:
         fields += ",\"what\":\"fill\",\"bytes\":" + std::to_string(c.bytes * c.rows) +
@@ -64,9 +66,10 @@ void log_command(const char *event, const Command &c, int device, int stream, in
     log_line(event, fields);
 }
 
-}  // namespace
+} // namespace
 
-// ---- enqueuing ----------------------------------------------------------------------------------------------
+// ---- enqueuing
+// ----------------------------------------------------------------------------------------------
 
 CUresult Driver::enqueue(Stream *stream, Command command, std::vector<std::uint64_t> after) {
     if (stream->capture) {
@@ -92,7 +95,8 @@ CUresult Driver::enqueue(Stream *stream, Command command, std::vector<std::uint6
     log_command("call", command, stream->device->index, stream->number, 0);
     stream->last = ++works;
     pending[works] = stream;
-    stream->queue.push_back(Work{works, stream->device, stream->number, std::move(after), std::move(command)});
+    stream->queue.push_back(
+        Work{works, stream->device, stream->number, std::move(after), std::move(command)});
     if (settings.seed % 3 == 2) {
         finish(works);
         return stream->device->sticky;
@@ -116,9 +120,11 @@ void Driver::occasion() {
     }
 }
 
-// ---- doing --------------------------------------------------------------------------------------------------
+// ---- doing
+// --------------------------------------------------------------------------------------------------
 
-// Changing the protection of memory costs; so it stays open from the first launch to the end of a round of work.
+// Changing the protection of memory costs; so it stays open from the first launch to the end of a round of
+// work.
 struct Round {
     Driver &d;
     explicit Round(Driver &driver) : d(driver) { d.rounds++; }
@@ -150,7 +156,7 @@ void Driver::finish(std::uint64_t work) {
 void Driver::finish_stream(Stream *stream) {
     const Round round(*this);
     finish(stream->last);
-    if (stream->legacy) {  // waiting for it is waiting for the blocking ones too
+    if (stream->legacy) { // waiting for it is waiting for the blocking ones too
         for (Stream *other : std::vector<Stream *>(streams.begin(), streams.end())) {
             if (other->device == stream->device && other->blocking) {
                 finish(other->last);
@@ -185,7 +191,8 @@ void Driver::advance(std::uint64_t work) {
     for (;;) {
         Stream *stream = pending[work];
         const Work &front = stream->queue.front();
-        const auto need = std::find_if(front.after.begin(), front.after.end(), [&](std::uint64_t n) { return !done(n); });
+        const auto need =
+            std::find_if(front.after.begin(), front.after.end(), [&](std::uint64_t n) { return !done(n); });
         if (need == front.after.end()) {
             perform_front(stream);
             return;
@@ -211,7 +218,8 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
         return;
     case Command::Copy:
         for (std::size_t row = 0; row < c.rows; row++) {
-            const std::uintptr_t from = c.from.address + row * c.from.pitch, to = c.to.address + row * c.to.pitch;
+            const std::uintptr_t from = c.from.address + row * c.from.pitch,
+                                 to = c.to.address + row * c.to.pitch;
             const void *source = c.staged                   ? c.staged->data() + row * c.bytes
                                  : c.from.memory != nullptr ? c.from.memory->alias(from)
                                                             : reinterpret_cast<const void *>(from);
@@ -255,8 +263,8 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
             ready.erase(ready.begin() + static_cast<std::ptrdiff_t>(at));
             perform(device, nodes[node].command, c.graph->number, stream);
             for (std::size_t i = node + 1; i < nodes.size(); i++) {
-                missing[i] -= static_cast<std::size_t>(
-                    std::count(nodes[i].after.begin(), nodes[i].after.end(), node));
+                missing[i] -=
+                    static_cast<std::size_t>(std::count(nodes[i].after.begin(), nodes[i].after.end(), node));
                 if (missing[i] == 0 && std::count(nodes[i].after.begin(), nodes[i].after.end(), node) != 0) {
                     ready.push_back(i);
                 }
@@ -279,8 +287,8 @@ void Driver::perform_launch(Device *device, const Command &c) {
             (device->peers.count(other.get()) != 0 ? reach : beyond).push_back(&other->memory);
         }
     }
-    const emu::Launch launch{c.kernel,       c.packed.data(), c.grid, c.block,
-                             c.shared_bytes, settings.seed,   number, reach, beyond};
+    const emu::Launch launch{c.kernel,      c.packed.data(), c.grid, c.block, c.shared_bytes,
+                             settings.seed, number,          reach,  beyond};
     if (!executor) {
         executor = std::make_unique<Executor>();
     }
@@ -293,8 +301,8 @@ void Driver::perform_launch(Device *device, const Command &c) {
     if (!good) {
         fail(device, executor->fault.code, executor->fault.report);
         log_line("fault", "\"kernel\":" + json(c.kernel->name) + ",\"kind\":" + json(executor->fault.kind) +
-                              ",\"where\":" + json(executor->fault.where) + ",\"launch\":" + std::to_string(number) +
-                              ",\"code\":" + std::to_string(executor->fault.code));
+                              ",\"where\":" + json(executor->fault.where) + ",\"launch\":" +
+                              std::to_string(number) + ",\"code\":" + std::to_string(executor->fault.code));
     }
 }
 
@@ -317,10 +325,11 @@ void Driver::fail(Device *device, CUresult code, const std::string &report) {
     }
 }
 
-// ---- for the entry points -----------------------------------------------------------------------------------
+// ---- for the entry points
+// -----------------------------------------------------------------------------------
 
 Stream *Driver::stream_of(void *handle) {
-    if (reinterpret_cast<std::uintptr_t>(handle) <= 2) {  // null, legacy, per thread (treated as legacy)
+    if (reinterpret_cast<std::uintptr_t>(handle) <= 2) { // null, legacy, per thread (treated as legacy)
         return &current_device->legacy;
     }
     auto *stream = static_cast<Stream *>(handle);
@@ -346,7 +355,7 @@ Memory *Driver::memory_of(std::uintptr_t address) const {
 }
 
 CUresult Driver::forbid_in_capture() {
-    const std::uint64_t me = reinterpret_cast<std::uint64_t>(&current_device);  // one per thread
+    const std::uint64_t me = reinterpret_cast<std::uint64_t>(&current_device); // one per thread
     for (Stream *s : streams) {
         if (s->capture && (s->capture->mode == 0 || (s->capture->mode == 1 && s->capture->thread == me))) {
             s->capture->invalid = true;
@@ -356,4 +365,4 @@ CUresult Driver::forbid_in_capture() {
     return SUCCESS;
 }
 
-}  // namespace emu
+} // namespace emu

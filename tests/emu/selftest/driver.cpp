@@ -88,8 +88,8 @@ void *stream(unsigned flags = 1) {
 }
 
 // A kernel (float *out, const float *in, int n).
-CUresult launch(const char *name, Pointer out, Pointer in, int n, void *s, unsigned blocks = 1, unsigned threads = 64,
-                unsigned shared = 1024) {
+CUresult launch(const char *name, Pointer out, Pointer in, int n, void *s, unsigned blocks = 1,
+                unsigned threads = 64, unsigned shared = 1024) {
     void *parameters[] = {&out, &in, &n};
     return call("cuLaunchKernel", kernel(name), blocks, 1u, 1u, threads, 1u, 1u, shared, s,
                 static_cast<void **>(parameters), static_cast<void **>(nullptr));
@@ -125,13 +125,14 @@ std::string report() {
 bool holds(const std::string &text, const char *part) { return text.find(part) != std::string::npos; }
 bool is_nan(float x) { return x != x; }
 
-// ---- parts --------------------------------------------------------------------------------------------------
+// ---- parts
+// --------------------------------------------------------------------------------------------------
 
 void round_trip() {
     start();
     const auto in = numbers(64);
     const Pointer a = uploaded(in), b = allocate(256);
-    CHECK(is_nan(peek(b, 1)[0]));  // poisoned
+    CHECK(is_nan(peek(b, 1)[0])); // poisoned
     OK("cuMemsetD32Async", b, 0u, Size(64), static_cast<void *>(nullptr));
     CHECK(launch("micro_reverse", b, a, 64, nullptr) == SUCCESS);
     std::vector<float> out(64);
@@ -155,7 +156,8 @@ void round_trip() {
     int type = 0;
     OK("cuPointerGetAttribute", static_cast<void *>(&type), 2, a + 8);
     CHECK(type == 2);
-    CHECK(call("cuPointerGetAttribute", static_cast<void *>(&type), 2, Pointer(out.data() == nullptr)) == INVALID_VALUE);
+    CHECK(call("cuPointerGetAttribute", static_cast<void *>(&type), 2, Pointer(out.data() == nullptr)) ==
+          INVALID_VALUE);
 }
 
 // Nothing happens until something waits, and then only what that needs.
@@ -172,7 +174,7 @@ void laziness() {
     CHECK(launch("micro_copy", c, b, 64, t) == SUCCESS);
     OK("cuStreamSynchronize", t);
     CHECK(peek(b, 1)[0] == 1.0f && peek(c, 1)[0] == 1.0f);
-    CHECK(is_nan(peek(d, 1)[0]));  // after the event: nobody waited for it
+    CHECK(is_nan(peek(d, 1)[0])); // after the event: nobody waited for it
     int polls = 0;
     while (call("cuStreamQuery", s) == NOT_READY) {
         CHECK(++polls < 1000);
@@ -273,9 +275,10 @@ void sticky() {
     CHECK(call("cuCtxSynchronize") == ILLEGAL_ADDRESS);
     CHECK(holds(report(), "use after free") && holds(report(), "kernel micro_copy, block (0, 0, 0)"));
     CHECK(holds(report(), "micro.cu:"));
-    CHECK(call("cuCtxSynchronize") == ILLEGAL_ADDRESS && launch("micro_copy", b, a, 64, nullptr) == ILLEGAL_ADDRESS);
+    CHECK(call("cuCtxSynchronize") == ILLEGAL_ADDRESS &&
+          launch("micro_copy", b, a, 64, nullptr) == ILLEGAL_ADDRESS);
     call("emu_heal");
-    CHECK(launch("micro_copy", a, b, 64, nullptr) == SUCCESS);  // nothing ever wrote b
+    CHECK(launch("micro_copy", a, b, 64, nullptr) == SUCCESS); // nothing ever wrote b
     CHECK(call("cuCtxSynchronize") == LAUNCH_FAILED && holds(report(), "uninitialised memory"));
     call("emu_heal");
     CHECK(launch("micro_misaligned_16", b, a, 64, nullptr) == SUCCESS);
@@ -296,7 +299,7 @@ void refusals() {
     CHECK(holds(report(), "byte 4 of allocation 1 (256 bytes, live)"));
     CHECK(call("cuMemcpyDtoD_v2", a, Pointer(16), Size(4)) == INVALID_VALUE);
     CHECK(call("cuMemFree_v2", a + 4) == INVALID_VALUE);
-    CHECK(launch("micro_copy", b, a, 64, nullptr, 1, 256) == INVALID_VALUE);  // launch bounds: 128
+    CHECK(launch("micro_copy", b, a, 64, nullptr, 1, 256) == INVALID_VALUE); // launch bounds: 128
     CHECK(launch("micro_copy", b, a, 64, nullptr, 0) == INVALID_VALUE);
     CHECK(launch("micro_copy", b, a, 64, nullptr, 1, 64, 60000) == INVALID_VALUE);
     CHECK(call("cuFuncSetAttribute", kernel("micro_copy"), 8, 166913) == INVALID_VALUE);
@@ -333,7 +336,8 @@ void log() {
     text << std::ifstream(path).rdbuf();
     std::remove(path);
     CHECK(holds(text.str(), "\"event\":\"run\"") && holds(text.str(), "\"kind\":\"HtoD\",\"bytes\":256"));
-    CHECK(holds(text.str(), "\"what\":\"launch\",\"kernel\":\"micro_copy\",\"grid\":[2,1,1],\"block\":[32,1,1]"));
+    CHECK(holds(text.str(),
+                "\"what\":\"launch\",\"kernel\":\"micro_copy\",\"grid\":[2,1,1],\"block\":[32,1,1]"));
 }
 
 void two_devices() {
@@ -388,9 +392,10 @@ void host_touches() {
 }
 
 const std::vector<std::pair<const char *, void (*)()>> PARTS = {
-    {"round_trip", round_trip}, {"laziness", laziness},       {"missing_waits", missing_waits}, {"eagerness", eagerness},
-    {"graphs", graphs},         {"sticky", sticky},           {"refusals", refusals},           {"planted", planted},
-    {"log", log},               {"two_devices", two_devices}, {"threads", threads},             {"host_touches", host_touches},
+    {"round_trip", round_trip},   {"laziness", laziness}, {"missing_waits", missing_waits},
+    {"eagerness", eagerness},     {"graphs", graphs},     {"sticky", sticky},
+    {"refusals", refusals},       {"planted", planted},   {"log", log},
+    {"two_devices", two_devices}, {"threads", threads},   {"host_touches", host_touches},
 };
 
 // Runs one part in a child; its output and status.
@@ -403,7 +408,7 @@ int run(const char *program, const char *path, const char *part, std::string &ou
     return pclose(pipe);
 }
 
-}  // namespace
+} // namespace
 
 int main(int count, char **arguments) {
     if (count == 3) {

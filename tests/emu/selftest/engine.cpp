@@ -27,8 +27,10 @@ template <class F> void passes(const char *kernel, std::uint64_t seed, const emu
     }
 }
 
-// A fault of this kind (or of one of several: "a|b") with all that a reader needs: kernel, block, thread, seed, line.
-void reported(const char *kernel, std::uint64_t seed, const emu::Fault &fault, const char *kind, const char *file) {
+// A fault of this kind (or of one of several: "a|b") with all that a reader needs: kernel, block, thread,
+// seed, line.
+void reported(const char *kernel, std::uint64_t seed, const emu::Fault &fault, const char *kind,
+              const char *file) {
     if (fault.code == 0) {
         complain(kernel, seed, std::string("not reported: ") + kind);
         return;
@@ -53,11 +55,11 @@ constexpr char MICRO[] = "tests/emu/selftest/kernels/micro.cu";
 constexpr char GEMM[] = "tests/emu/selftest/kernels/gemm.cuh";
 
 // All kernels (out, in, n) that are wrong: one block of 64 threads.
-#define REPORTED(kernel, kind)                                                                                    \
-    for (std::uint64_t seed = 0; seed < SEEDS; seed++) {                                                          \
-        emu::Array<float> in(64 * 4 + 4, 1.0f), out(64, 0.0f);                                                    \
-        reported(#kernel, seed,                                                                                   \
-                 EMU_LAUNCH_SEED(seed, kernel, (1), (64), 64 * 16, out.get(), in.get(), 64), kind, MICRO);        \
+#define REPORTED(kernel, kind)                                                                              \
+    for (std::uint64_t seed = 0; seed < SEEDS; seed++) {                                                    \
+        emu::Array<float> in(64 * 4 + 4, 1.0f), out(64, 0.0f);                                              \
+        reported(#kernel, seed, EMU_LAUNCH_SEED(seed, kernel, (1), (64), 64 * 16, out.get(), in.get(), 64), \
+                 kind, MICRO);                                                                              \
     }
 
 void right_ones(std::uint64_t seed) {
@@ -73,30 +75,32 @@ void right_ones(std::uint64_t seed) {
         }
         return good;
     });
-    passes("micro_reverse", seed, EMU_LAUNCH_SEED(seed, micro_reverse, (1), (512), 2048, out.get(), in.get(), 512), [&] {
-        bool good = true;
-        for (int i = 0; i < 512; i++) {
-            good = good && out[i] == in[511 - i];
-        }
-        return good;
-    });
-    passes("micro_sum", seed, EMU_LAUNCH_SEED(seed, micro_sum, (3), (64), 0, SumArgs{out.get(), in.get(), 0, 0.5}), [&] {
-        float sum = 0;
-        for (int i = 160; i < 192; i++) {
-            sum += in[i];
-        }
-        return out[170] == std::fabs(sum) * 100.0f * 0.5f;
-    });
-    passes("micro_exchange", seed, EMU_LAUNCH_SEED(seed, micro_exchange, (1), (64), 256, out.get(), in.get(), 64), [&] {
-        return out[0] == in[1] + 2.0f && out[63] == in[62] + 2.0f;
-    });
+    passes("micro_reverse", seed,
+           EMU_LAUNCH_SEED(seed, micro_reverse, (1), (512), 2048, out.get(), in.get(), 512), [&] {
+               bool good = true;
+               for (int i = 0; i < 512; i++) {
+                   good = good && out[i] == in[511 - i];
+               }
+               return good;
+           });
+    passes("micro_sum", seed,
+           EMU_LAUNCH_SEED(seed, micro_sum, (3), (64), 0, SumArgs{out.get(), in.get(), 0, 0.5}), [&] {
+               float sum = 0;
+               for (int i = 160; i < 192; i++) {
+                   sum += in[i];
+               }
+               return out[170] == std::fabs(sum) * 100.0f * 0.5f;
+           });
+    passes("micro_exchange", seed,
+           EMU_LAUNCH_SEED(seed, micro_exchange, (1), (64), 256, out.get(), in.get(), 64),
+           [&] { return out[0] == in[1] + 2.0f && out[63] == in[62] + 2.0f; });
     passes("micro_reverse_in_place", seed,
            EMU_LAUNCH_SEED(seed, micro_reverse_in_place, (1), (128), 0, out.get(), in.get(), 128),
            [&] { return out[0] == in[127] && out[127] == in[0]; });
     emu::Array<unsigned> count(1, 0u);
     emu::Array<unsigned long long> least(1, ~0ull);
-    passes("micro_count", seed, EMU_LAUNCH_SEED(seed, micro_count, (8), (128), 0, count.get(), least.get(), in.get(), n),
-           [&] {
+    passes("micro_count", seed,
+           EMU_LAUNCH_SEED(seed, micro_count, (8), (128), 0, count.get(), least.get(), in.get(), n), [&] {
                unsigned expected = 0, first = n;
                for (int i = n - 1; i >= 0; i--) {
                    expected += in[i] < 0 ? 1 : 0;
@@ -107,7 +111,7 @@ void right_ones(std::uint64_t seed) {
 }
 
 struct Gemm {
-    static constexpr int M = 128, N = 256, K = 160;  // wraps the ring of three stages
+    static constexpr int M = 128, N = 256, K = 160; // wraps the ring of three stages
     emu::Array<fp16> a{M * K}, b{N * K}, d{M * N};
     std::vector<float> expected = std::vector<float>(M * N);
     Gemm() {
@@ -138,17 +142,21 @@ struct Gemm {
         return true;
     }
 };
-#define GEMM_LAUNCH(kernel) EMU_LAUNCH_SEED(seed, kernel, (2, 1), (256), GEMM_SHARED, g.d.get(), g.a.get(), g.b.get(), Gemm::N, Gemm::K)
+#define GEMM_LAUNCH(kernel)                                                                             \
+    EMU_LAUNCH_SEED(seed, kernel, (2, 1), (256), GEMM_SHARED, g.d.get(), g.a.get(), g.b.get(), Gemm::N, \
+                    Gemm::K)
 
 void gemms() {
     Gemm g;
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
         g.d.poison();
         passes("micro_gemm", seed, GEMM_LAUNCH(micro_gemm), [&] { return g.right(); });
-        reported("micro_gemm_no_barrier", seed, GEMM_LAUNCH(micro_gemm_no_barrier), "race|uninitialised", GEMM);
+        reported("micro_gemm_no_barrier", seed, GEMM_LAUNCH(micro_gemm_no_barrier), "race|uninitialised",
+                 GEMM);
         reported("micro_gemm_early_refill", seed, GEMM_LAUNCH(micro_gemm_early_refill), "race", GEMM);
         reported("micro_gemm_wait_off", seed, GEMM_LAUNCH(micro_gemm_wait_off), "race", GEMM);
-        reported("micro_gemm_beyond", seed, GEMM_LAUNCH(micro_gemm_beyond), "out of bounds|race in global", GEMM);
+        reported("micro_gemm_beyond", seed, GEMM_LAUNCH(micro_gemm_beyond), "out of bounds|race in global",
+                 GEMM);
         if (GEMM_LAUNCH(micro_gemm_swizzle).code != 0 || g.right()) {
             complain("micro_gemm_swizzle", seed, "expected wrong values");
         }
@@ -210,8 +218,8 @@ void launches() {
         complain("micro_copy", seed, "a launch that no device accepts was accepted");
     }
     reported("micro_sum", seed,
-             EMU_LAUNCH_SEED(seed, micro_sum, (1), (40), 0, SumArgs{out.get(), in.get(), 0, 1.0}), "warp divergence",
-             MICRO);
+             EMU_LAUNCH_SEED(seed, micro_sum, (1), (40), 0, SumArgs{out.get(), in.get(), 0, 1.0}),
+             "warp divergence", MICRO);
 }
 
 // Every fp16 there and back, and rounding at the edges.
@@ -227,7 +235,8 @@ void conversions() {
             const double next = fp16_to_f32(fp16{static_cast<unsigned short>(bits + 1)});
             const auto half = static_cast<float>((x + next) / 2);
             const unsigned even = bits % 2 == 0 ? bits : bits + 1;
-            if (f32_to_fp16(half).bits != even || f32_to_fp16(std::nextafter(half, static_cast<float>(x))).bits != bits ||
+            if (f32_to_fp16(half).bits != even ||
+                f32_to_fp16(std::nextafter(half, static_cast<float>(x))).bits != bits ||
                 f32_to_fp16(std::nextafter(half, static_cast<float>(next))).bits != bits + 1) {
                 complain("fp16", bits, "rounds wrongly above it");
             }
@@ -239,7 +248,7 @@ void conversions() {
     }
 }
 
-}  // namespace
+} // namespace
 
 int main() {
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
@@ -264,8 +273,8 @@ int main() {
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
         emu::Array<float> in(100, 1.0f), out(100, 0.0f);
         reported("micro_copy_beyond", seed,
-                 EMU_LAUNCH_SEED(seed, micro_copy_beyond, (4), (32), 0, out.get(), in.get(), 100), "out of bounds",
-                 MICRO);
+                 EMU_LAUNCH_SEED(seed, micro_copy_beyond, (4), (32), 0, out.get(), in.get(), 100),
+                 "out of bounds", MICRO);
     }
     blocks();
     addresses();

@@ -1,7 +1,8 @@
 // micro.cu: small kernels, each right or wrong in one way, that the emulated device must run or report.
 #include "gemm.cuh"
 
-// ---- right --------------------------------------------------------------------------------------------------
+// ---- right
+// --------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(128) micro_copy(float *out, const float *in, int n) {
     const int i = block_x() * block_dim_x() + thread_x();
@@ -49,7 +50,10 @@ extern "C" __global__ void micro_count(unsigned *count, unsigned long long *leas
     }
 }
 
-extern "C" __global__ void micro_gemm(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<NONE>(d, a, b, n, k); }
+extern "C" __global__ void micro_gemm(
+    fp16 *d, const fp16 *a, const fp16 *b, int n, int k) {
+    gemm<NONE>(d, a, b, n, k);
+}
 
 // Neighbouring lanes exchange through shared memory, ordered by the warp's own barrier.
 template <bool BARRIER> PTX_INLINE void exchange(float *out, const float *in) {
@@ -77,21 +81,53 @@ template <bool BARRIER> PTX_INLINE void reverse_in_place(float *out, const float
     }
     out[thread_x()] = x;
 }
-extern "C" __global__ void micro_reverse_in_place(float *out, const float *in, int n) { reverse_in_place<true>(out, in, n); }
+extern "C" __global__ void micro_reverse_in_place(
+    float *out, const float *in, int n) {
+    reverse_in_place<true>(out, in, n);
+}
 
-// ---- wrong: values or races ---------------------------------------------------------------------------------
+// ---- wrong: values or races
+// ---------------------------------------------------------------------------------
 
-extern "C" __global__ void micro_reverse_no_barrier(float *out, const float *in, int n) { reverse<false>(out, in, n); }
-extern "C" __global__ void micro_gemm_no_barrier(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<NO_BARRIER>(d, a, b, n, k); }
-extern "C" __global__ void micro_gemm_early_refill(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<EARLY_REFILL>(d, a, b, n, k); }
-extern "C" __global__ void micro_gemm_wait_off(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<WAIT_OFF_BY_ONE>(d, a, b, n, k); }
-extern "C" __global__ void micro_gemm_swizzle(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<WRONG_SWIZZLE>(d, a, b, n, k); }
-extern "C" __global__ void micro_gemm_beyond(fp16 *d, const fp16 *a, const fp16 *b, int n, int k) { gemm<BEYOND_N>(d, a, b, n, k); }
+extern "C" __global__ void micro_reverse_no_barrier(
+    float *out, const float *in, int n) {
+    reverse<false>(out, in, n);
+}
+extern "C" __global__ void micro_gemm_no_barrier(
+    fp16 *d, const fp16 *a, const fp16 *b, int n, int k) {
+    gemm<NO_BARRIER>(d, a, b, n, k);
+}
+extern "C" __global__ void micro_gemm_early_refill(
+    fp16 *d, const fp16 *a, const fp16 *b, int n, int k) {
+    gemm<EARLY_REFILL>(d, a, b, n, k);
+}
+extern "C" __global__ void micro_gemm_wait_off(
+    fp16 *d, const fp16 *a, const fp16 *b, int n, int k) {
+    gemm<WAIT_OFF_BY_ONE>(d, a, b, n, k);
+}
+extern "C" __global__ void micro_gemm_swizzle(
+    fp16 *d, const fp16 *a, const fp16 *b, int n, int k) {
+    gemm<WRONG_SWIZZLE>(d, a, b, n, k);
+}
+extern "C" __global__ void micro_gemm_beyond(
+    fp16 *d, const fp16 *a, const fp16 *b, int n, int k) {
+    gemm<BEYOND_N>(d, a, b, n, k);
+}
 
-extern "C" __global__ void micro_exchange_no_barrier(float *out, const float *in, int n) { exchange<false>(out, in); }
-extern "C" __global__ void micro_in_place_no_barrier(float *out, const float *in, int n) { reverse_in_place<false>(out, in, n); }
-// Blocks of one launch: two write the same place; one reads what another writes; one writes what another read.
-extern "C" __global__ void micro_blocks_write(float *out, const float *in, int n) { out[thread_x() % n] = in[thread_x()]; }
+extern "C" __global__ void micro_exchange_no_barrier(
+    float *out, const float *in, int n) {
+    exchange<false>(out, in);
+}
+extern "C" __global__ void micro_in_place_no_barrier(
+    float *out, const float *in, int n) {
+    reverse_in_place<false>(out, in, n);
+}
+// Blocks of one launch: two write the same place; one reads what another writes; one writes what another
+// read.
+extern "C" __global__ void micro_blocks_write(
+    float *out, const float *in, int n) {
+    out[thread_x() % n] = in[thread_x()];
+}
 extern "C" __global__ void micro_blocks_read(float *out, const float *in, int n) {
     const int i = block_x() * 16 + thread_x();
     out[i] = in[i] + (block_x() == 1 && thread_x() == 0 ? out[0] : 0.0f);
@@ -103,7 +139,8 @@ extern "C" __global__ void micro_blocks_shift(float *out, const float *in, int n
     out[i] = x + in[i];
 }
 
-// ---- wrong: addresses ---------------------------------------------------------------------------------------
+// ---- wrong: addresses
+// ---------------------------------------------------------------------------------------
 
 extern "C" __global__ void micro_copy_beyond(float *out, const float *in, int n) {
     const int i = block_x() * block_dim_x() + thread_x();
@@ -111,15 +148,24 @@ extern "C" __global__ void micro_copy_beyond(float *out, const float *in, int n)
         out[i] = in[0];
     }
 }
-extern "C" __global__ void micro_read_before(float *out, const float *in, int n) { out[thread_x()] = in[thread_x() - 1]; }
+extern "C" __global__ void micro_read_before(
+    float *out, const float *in, int n) {
+    out[thread_x()] = in[thread_x() - 1];
+}
 extern "C" __global__ void micro_shared_beyond(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
     tile[thread_x() + 193] = in[thread_x()];
     block_barrier();
     out[thread_x()] = tile[n - 1 - thread_x()];
 }
-extern "C" __global__ void micro_misaligned_16(float *out, const float *in, int n) { store_16(out + 4 * thread_x(), load_16(in + 4 * thread_x() + 1)); }
-extern "C" __global__ void micro_misaligned_4(float *out, const float *in, int n) { out[thread_x()] = *reinterpret_cast<const float *>(reinterpret_cast<const char *>(in) + 2); }
+extern "C" __global__ void micro_misaligned_16(
+    float *out, const float *in, int n) {
+    store_16(out + 4 * thread_x(), load_16(in + 4 * thread_x() + 1));
+}
+extern "C" __global__ void micro_misaligned_4(
+    float *out, const float *in, int n) {
+    out[thread_x()] = *reinterpret_cast<const float *>(reinterpret_cast<const char *>(in) + 2);
+}
 extern "C" __global__ void micro_misaligned_async(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
     cp_async_16(tile + 4 * thread_x(), in + 4 * thread_x() + 2, 16);
@@ -137,7 +183,8 @@ extern "C" __global__ void micro_uninitialised(float *out, const float *in, int 
     out[thread_x()] = tile[n - 1 - thread_x()];
 }
 
-// ---- wrong: control flow ------------------------------------------------------------------------------------
+// ---- wrong: control flow
+// ------------------------------------------------------------------------------------
 
 extern "C" __global__ void micro_barrier_in_branch(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
