@@ -169,21 +169,33 @@ impl Encoder {
     pub fn load(checkpoint: &Checkpoint, planner: Planner, options: EncoderOptions) -> Result<Self> {
         let pool = options.threads.map(thread_pool).transpose()?;
         let open = || open_backend(checkpoint, &options);
-        let (backend, mut warnings) = match &pool {
+        let (backend, warnings) = match &pool {
             Some(pool) => pool.install(open),
             None => open(),
         }?;
-        warnings.splice(0..0, checkpoint.warnings().iter().cloned());
+        let mut encoder = Self::on(backend, checkpoint, planner, options);
+        encoder.pool = pool;
+        encoder.warnings.extend(warnings);
+        Ok(encoder)
+    }
+
+    /// Joins the parts, on a backend that holds the checkpoint's weights.
+    pub(crate) fn on(
+        backend: Box<dyn Backend>,
+        checkpoint: &Checkpoint,
+        planner: Planner,
+        options: EncoderOptions,
+    ) -> Self {
         tracing::info!(backend = %backend.describe(), "opened {}", checkpoint.dir().display());
-        Ok(Self {
+        Self {
             planner,
             backend,
-            pool,
+            pool: None,
             decode: options.decode,
             resample: options.resample,
             fingerprint: checkpoint.fingerprint().into(),
-            warnings,
-        })
+            warnings: checkpoint.warnings().to_vec(),
+        }
     }
 
     /// Returns the sizes of the model.

@@ -262,12 +262,12 @@ impl<'a> SequenceBuffer<'a> {
         blocks: impl IntoIterator<Item = Range<usize>>,
     ) -> Result<Vec<RowsMut<'_>>> {
         let (len, hidden, row_stride) = (self.len(), self.hidden, self.row_stride);
+        let (place, address) = (self.place(), self.address);
         let mut rest = match &mut self.storage {
             Storage::Owned(data) => data.as_mut_slice(),
             Storage::Wrapped(data) => data,
             Storage::Device(_) => &mut [],
         };
-        let (place, address) = (self.place(), self.address);
         let mut next = 0; // first row of `rest`
         let mut lent = Vec::new();
         for block in blocks {
@@ -333,8 +333,8 @@ impl<'a> SequenceBuffer<'a> {
             _ => {
                 let is_poison = |x: &f16| x.to_bits() == POISON.to_bits();
                 let poisoned = (0..self.len()).find(|&i| self.row(i).iter().any(is_poison));
-                let not_finite = (0..self.len())
-                    .find_map(|i| Some((i, self.row(i).iter().position(|x| !x.is_finite())?)));
+                let not_finite =
+                    (0..self.len()).find_map(|i| Some((i, self.row(i).iter().position(|x| !x.is_finite())?)));
                 let norms = self.layout.slots.iter().map(|&(_, slot)| self.mean_norm(slot));
                 (poisoned, not_finite, norms.collect())
             }

@@ -50,13 +50,19 @@ impl EmbeddingTable {
     }
 
     /// Returns what happens to values that fp16 cannot hold.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "asked by devices that convert by themselves")
+    )]
     pub(crate) fn policy(&self) -> RangePolicy {
         self.policy
     }
 
     /// Returns the dtype that the rows are stored in.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "asked by devices that convert by themselves")
+    )]
     pub(crate) fn dtype(&self) -> DType {
         self.tensor.dtype()
     }
@@ -65,7 +71,10 @@ impl EmbeddingTable {
     ///
     /// # Panics
     /// If there are not as many.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "asked by devices that convert by themselves")
+    )]
     pub(crate) fn copy_stored(&self, first: usize, out: &mut [u8]) {
         let size = self.tensor.dtype().size();
         let mut at = first * self.hidden();
@@ -77,7 +86,10 @@ impl EmbeddingTable {
     }
 
     /// Counts values that a device cut to ±65504.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "asked by devices that convert by themselves"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "asked by devices that convert by themselves")
+    )]
     pub(crate) fn count_saturated(&self, values: u64) {
         self.saturated.fetch_add(values, Ordering::Relaxed);
     }

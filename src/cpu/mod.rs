@@ -37,7 +37,7 @@ pub(crate) mod testkit;
 mod tile;
 mod tower;
 
-use patches::PixelTable;
+pub(crate) use patches::PixelTable;
 use simd::Machine;
 use tower::{Watch, Workspace};
 
@@ -126,7 +126,7 @@ impl CpuBackend {
     }
 
     /// Encodes images of the tower's size, batched, into all their targets; returns how many that were.
-    fn encode_images(
+    pub(crate) fn encode_images(
         &self,
         images: &[RgbView<'_>],
         targets: Targets<'_>,

@@ -16,18 +16,21 @@
 
 use std::collections::BTreeMap;
 
+use bytemuck::Zeroable;
 use half::f16;
 
-use super::driver::{DeviceMemory, Event, GraphExec, Span, Stream, device_error};
+use super::Gpu;
+use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Span, Stream, device_error};
 use super::embed_tokens::{TextRow, TokenTable};
 use super::launch;
 use super::linear::{SlotRows, SlotTable};
+use super::matrix::Matrix;
 use super::pictures::{Growing, Resizer};
 use super::range::RangeReport;
 use super::tower::{Workspace, enqueue_tower};
 use super::upload::Ring;
+use super::verify::{RowCheck, SlotRange};
 use super::weights::DeviceWeights;
-use super::Gpu;
 use crate::backend::Stage;
 use crate::checkpoint::weights::VisionWeights;
 use crate::checkpoint::{DType, EmbeddingTable, RangePolicy};
@@ -35,7 +38,8 @@ use crate::config::ModelConfig;
 use crate::cpu::PixelTable;
 use crate::error::{Error, Result};
 use crate::image::{Resample, RgbView};
-use crate::sequence::POISON;
+use crate::prompt::Slot;
+use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
 const MOST_IMAGES: usize = 12;
@@ -57,6 +61,7 @@ pub(crate) struct Arena {
     small: DeviceMemory,        // pixel table, slot table, report
     staging: Growing,           // rows for the host
     texts: Growing,             // table of text rows
+    checks: Growing,            // what a completeness check found
     resizer: Resizer,
     ring: Ring,
     uploaded: [Event; 2], // the squares are there
@@ -123,6 +128,7 @@ impl Arena {
             small,
             staging: Growing::new(&context, "the rows of a sequence"),
             texts: Growing::new(&context, "the table of text rows"),
+            checks: Growing::new(&context, "a completeness check"),
             resizer: Resizer::new(&context),
             ring,
             uploaded: events()?,
@@ -161,8 +167,64 @@ impl Arena {
     /// [`Error::Device`] if there is no room or the driver fails.
     pub(crate) fn staging(&mut self, rows: usize) -> Result<Span<f16>> {
         let span = self.staging.span(rows * self.config.hidden_size * size_of::<f16>())?.cast()?;
-        self.compute.fill_16(span, POISON.to_bits())?;
+        self.poison(span)?;
         Ok(span)
+    }
+
+    /// Enqueues the poisoning of rows: what nobody writes is found.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails.
+    pub(crate) fn poison(&self, rows: Span<f16>) -> Result<()> {
+        self.compute.fill_16(rows, POISON.to_bits())
+    }
+
+    /// Copies rows of H elements from the host to rows `pitch` apart, and waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails.
+    pub(crate) fn upload_rows(&self, to: DevicePtr<f16>, pitch: usize, from: &[f16]) -> Result<()> {
+        let hidden = self.config.hidden_size;
+        let rows = from.len() / hidden;
+        let len = rows.checked_sub(1).map_or(0, |before| before * pitch + hidden);
+        // SAFETY: rows lent to this call, which waits for the copy.
+        let span = unsafe { Span::new(to, len) };
+        self.compute.upload_rows_and_wait(span, pitch, from, hidden)
+    }
+
+    /// Looks at every element of `rows` and measures the slots in them, on the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room for the answers or the driver fails.
+    pub(crate) fn check(&mut self, rows: &Matrix, slots: &[Slot]) -> Result<RowChecks> {
+        let bytes = [
+            rows.rows * size_of::<RowCheck>(),
+            size_of_val(slots) / size_of::<Slot>() * size_of::<SlotRange>(),
+            slots.len() * size_of::<f32>(),
+        ];
+        let starts = [
+            0,
+            bytes[0].next_multiple_of(256),
+            bytes[0].next_multiple_of(256) + bytes[1].next_multiple_of(256),
+        ];
+        let span = self.checks.span(starts[2] + bytes[2])?;
+        let part = |i: usize| span.slice(starts[i]..starts[i] + bytes[i]);
+        let (checks, ranges, norms) = (part(0)?.cast()?, part(1)?, part(2)?.cast()?);
+        let as_range = |slot: &Slot| SlotRange { offset: slot.offset as i32, len: slot.len as i32 };
+        let of_slots: Vec<SlotRange> = slots.iter().map(as_range).collect();
+        self.ring.send_all(&self.compute, ranges, &of_slots)?;
+        let verify = &self.gpu.kernels.verify;
+        verify.enqueue_rows(&self.compute, checks, rows)?;
+        verify.enqueue_slots(&self.compute, norms, checks, ranges.cast()?)?;
+        let mut found = vec![RowCheck::zeroed(); rows.rows];
+        let mut mean_norms = vec![0.0f32; slots.len()];
+        self.compute.download_and_wait(checks, &mut found)?;
+        self.compute.download_and_wait(norms, &mut mean_norms)?;
+        Ok(RowChecks {
+            poisoned: found.iter().position(RowCheck::is_poisoned),
+            not_finite: found.iter().enumerate().find_map(|(i, check)| Some((i, check.bad_channel()?))),
+            mean_norms: mean_norms.into_iter().map(f64::from).collect(),
+        })
     }
 
     /// Enqueues the embeddings of all text rows of a call.
@@ -224,12 +286,7 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room or the driver fails.
-    pub(crate) fn enqueue_image(
-        &mut self,
-        place: usize,
-        image: RgbView<'_>,
-        rule: Resample,
-    ) -> Result<()> {
+    pub(crate) fn enqueue_image(&mut self, place: usize, image: RgbView<'_>, rule: Resample) -> Result<()> {
         let side = self.config.image_size;
         let square = self.square(place)?;
         let (stream, kernels, ring) = (&self.uploads, &self.gpu.kernels, &mut self.ring);
@@ -306,23 +363,37 @@ impl Arena {
         let (config, weights, workspace) = (&self.config, &self.weights, &self.workspace);
         if let Some(trace) = trace {
             let mut values = Vec::new();
-            return enqueue_tower(stream, kernels, config, weights, workspace, images, table, &mut |stage, matrix| {
-                values.resize(matrix.rows * matrix.columns, f16::ZERO);
-                // SAFETY: `values` has so many rows and is left alone until the wait.
-                unsafe {
-                    let shape = (matrix.rows, matrix.columns);
-                    stream.download_rows(matrix.span, matrix.pitch, shape, values.as_mut_ptr(), matrix.columns)?;
-                }
-                stream.synchronize()?;
-                for (image, values) in values.chunks_exact(values.len() / images).enumerate() {
-                    trace(image, stage, values);
-                }
-                Ok(())
-            });
+            return enqueue_tower(
+                stream,
+                kernels,
+                config,
+                weights,
+                workspace,
+                images,
+                table,
+                &mut |stage, matrix| {
+                    values.resize(matrix.rows * matrix.columns, f16::ZERO);
+                    // SAFETY: `values` has so many rows and is left alone until the wait.
+                    unsafe {
+                        let shape = (matrix.rows, matrix.columns);
+                        stream.download_rows(
+                            matrix.span,
+                            matrix.pitch,
+                            shape,
+                            values.as_mut_ptr(),
+                            matrix.columns,
+                        )?;
+                    }
+                    stream.synchronize()?;
+                    for (image, values) in values.chunks_exact(values.len() / images).enumerate() {
+                        trace(image, stage, values);
+                    }
+                    Ok(())
+                },
+            );
         }
-        let work = || {
-            enqueue_tower(stream, kernels, config, weights, workspace, images, table, &mut |_, _| Ok(()))
-        };
+        let work =
+            || enqueue_tower(stream, kernels, config, weights, workspace, images, table, &mut |_, _| Ok(()));
         if launch::waits() {
             return work();
         }
@@ -360,7 +431,11 @@ fn largest_workspace(stream: &Stream, config: &ModelConfig) -> Result<Workspace>
         if let Some(workspace) = Workspace::if_room(stream, config, images)? {
             return Ok(workspace);
         }
-        tracing::debug!(images, bytes = Workspace::bytes(config, images), "no room for so many images at once");
+        tracing::debug!(
+            images,
+            bytes = Workspace::bytes(config, images),
+            "no room for so many images at once"
+        );
     }
     let (free, total) = stream.context().memory()?;
     Err(device_error(

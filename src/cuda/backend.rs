@@ -1,29 +1,31 @@
 //! The CUDA backend as the encoder sees it: a job in, rows of sequences out.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use half::f16;
 
+use super::Gpu;
 use super::arena::Arena;
 use super::driver::DevicePtr;
 use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
 use super::pictures::decode_each;
-use super::Gpu;
+use super::rows::{CudaRows, Shared, lock};
 use crate::backend::{Backend, Job, Observer, Work};
-use crate::checkpoint::weights::VisionWeights;
 use crate::checkpoint::EmbeddingTable;
+use crate::checkpoint::weights::VisionWeights;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::sequence::RowsMut;
+use crate::sequence::{Place, RowsMut, SequenceBuffer};
 
 /// Tower, projector and token embedding on one GPU. Calls queue for its arena.
 pub(crate) struct CudaBackend {
-    arena: Mutex<Arena>,
+    arena: Shared,
     embedding: EmbeddingTable,
     config: ModelConfig,
+    place: Place,
     description: String,
 }
 
@@ -39,13 +41,9 @@ impl CudaBackend {
         embedding: EmbeddingTable,
     ) -> Result<Self> {
         let description = gpu.describe();
-        let arena = Mutex::new(Arena::new(gpu, config, weights, &embedding)?);
-        Ok(Self { arena, embedding, config: config.clone(), description })
-    }
-
-    /// The arena, once no other call has it. What a panic left half done is overwritten by the next call.
-    fn arena(&self) -> MutexGuard<'_, Arena> {
-        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
+        let ordinal = gpu.context.ordinal();
+        let arena = Arc::new(Mutex::new(Arena::new(gpu, config, weights, &embedding)?));
+        Ok(Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description })
     }
 
     /// Enqueues everything a job asks for but the way back to the host; says what it did.
@@ -59,7 +57,8 @@ impl CudaBackend {
     ) -> Result<()> {
         arena.enqueue_texts(&places.texts)?;
         let pictures = &job.pictures;
-        let wanted: Vec<usize> = (0..pictures.sources.len()).filter(|&i| !places.slots[i].is_empty()).collect();
+        let wanted: Vec<usize> =
+            (0..pictures.sources.len()).filter(|&i| !places.slots[i].is_empty()).collect();
         let unwanted = (0..pictures.sources.len()).filter(|&i| places.slots[i].is_empty());
         let mut unwanted: Vec<usize> = unwanted.collect(); // decoded, so that a broken one is found
         let groups = wanted.len().div_ceil(arena.group_size());
@@ -106,7 +105,7 @@ impl Backend for CudaBackend {
     fn fill(&self, mut job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work> {
         let start = Instant::now();
         self.check(&job)?;
-        let mut arena = self.arena();
+        let mut arena = lock(&self.arena);
         let hidden = self.config.hidden_size;
         let staged = host_rows(&job);
         let staging = arena.staging(staged)?;
@@ -128,17 +127,23 @@ impl Backend for CudaBackend {
         self.embedding.count_saturated(report.out_of_range().into());
         // All is well: only now does a row of the host's change.
         let mut at = 0;
-        for rows in blocks(&job) {
+        for rows in blocks(&job).filter(|rows| rows.place() == Place::Host) {
             let part = staging.slice(at * hidden..(at + rows.len()) * hidden)?;
             at += rows.len();
             if !rows.is_empty() {
                 let shape = (rows.len(), hidden);
                 // SAFETY: the block is exclusively lent, and left alone until the wait below.
-                unsafe { arena.compute.download_rows(part, hidden, shape, rows.row_ptr(0), rows.row_stride())? };
+                unsafe {
+                    arena.compute.download_rows(part, hidden, shape, rows.row_ptr(0), rows.row_stride())?
+                };
             }
         }
         arena.compute.synchronize()?;
         for (features, rows) in &mut job.kept {
+            if rows.place() != Place::Host {
+                arena.upload_rows(on_device(rows), rows.row_stride(), &features[..rows.len() * hidden])?;
+                continue;
+            }
             for (i, row) in features.chunks_exact(hidden).take(rows.len()).enumerate() {
                 rows.row_mut(i).copy_from_slice(row);
             }
@@ -147,8 +152,24 @@ impl Backend for CudaBackend {
         Ok(work)
     }
 
+    fn device_sequence(&self) -> Result<SequenceBuffer<'static>> {
+        Ok(SequenceBuffer::on_device(Box::new(CudaRows::ours(&self.arena))))
+    }
+
+    unsafe fn wrap_device(
+        &self,
+        address: u64,
+        elements: usize,
+        row_stride: usize,
+        stream: usize,
+    ) -> Result<SequenceBuffer<'static>> {
+        // SAFETY: the caller's promise.
+        let rows = unsafe { CudaRows::theirs(&self.arena, address, elements, row_stride, stream)? };
+        Ok(SequenceBuffer::on_device(Box::new(rows)))
+    }
+
     fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
-        self.arena().warm_up(batch_sizes.iter().copied())
+        lock(&self.arena).warm_up(batch_sizes.iter().copied())
     }
 }
 
@@ -164,7 +185,19 @@ impl CudaBackend {
                 job.targets.len()
             ));
         }
-        if let Some(rows) = blocks(job).find(|rows| rows.hidden() != hidden) {
+        let kept = || job.kept.iter().map(|(_, rows)| rows);
+        let elsewhere = |rows: &&RowsMut<'_>| rows.place() != Place::Host && rows.place() != self.place;
+        if let Some(rows) = blocks(job).chain(kept()).find(elsewhere) {
+            return Err(Error::argument(
+                format!(
+                    "the sequence lies in the memory of {:?}, the encoder runs on {:?}",
+                    rows.place(),
+                    self.place
+                ),
+                "Give a sequence in host memory or in that of the encoder's device",
+            ));
+        }
+        if let Some(rows) = blocks(job).chain(kept()).find(|rows| rows.hidden() != hidden) {
             return internal(format!("target rows of {} elements; H is {hidden}", rows.hidden()));
         }
         for (ids, rows) in &job.texts {
@@ -173,7 +206,10 @@ impl CudaBackend {
             }
             if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
                 return Err(Error::argument(
-                    format!("token id {id} is outside the {} rows of the embedding table", self.config.vocab_size),
+                    format!(
+                        "token id {id} is outside the {} rows of the embedding table",
+                        self.config.vocab_size
+                    ),
                     "Use the tokenizer that belongs to this checkpoint",
                 ));
             }
@@ -189,7 +225,12 @@ fn blocks<'j>(job: &'j Job<'_>) -> impl Iterator<Item = &'j RowsMut<'j>> {
 
 /// Rows in host memory that the device fills.
 fn host_rows(job: &Job<'_>) -> usize {
-    blocks(job).map(RowsMut::len).sum()
+    blocks(job).filter(|rows| rows.place() == Place::Host).map(RowsMut::len).sum()
+}
+
+/// The address of the first of some rows on the device; null if there is none.
+fn on_device(rows: &RowsMut<'_>) -> DevicePtr<f16> {
+    if rows.is_empty() { DevicePtr::NULL } else { DevicePtr::new(rows.row_ptr(0).addr() as u64) }
 }
 
 /// Where everything goes on the device.
@@ -199,28 +240,31 @@ struct Places {
 }
 
 impl Places {
-    /// Gives every block its rows of `staging`, in order.
+    /// Gives every block that lies on the host its rows of `staging`, in order; others are where they are.
     fn new(job: &Job<'_>, staging: DevicePtr<f16>, hidden: usize) -> Self {
         let mut next = staging;
         let mut take = |rows: &RowsMut<'_>| {
+            if rows.place() != Place::Host {
+                return (on_device(rows), rows.row_stride());
+            }
             let first = next;
             next = next.add(rows.len() * hidden);
-            first
+            (first, hidden)
         };
         let mut texts = Vec::new();
         for (ids, rows) in &job.texts {
-            let first = take(rows);
-            texts.extend(ids.iter().enumerate().map(|(i, &id)| TextRow { to: first.add(i * hidden), id: id as i32, pad: 0 }));
+            let (first, pitch) = take(rows);
+            let row = |(i, &id): (usize, &u32)| TextRow { to: first.add(i * pitch), id: id as i32, pad: 0 };
+            texts.extend(ids.iter().enumerate().map(row));
         }
-        let mut slot = |rows: &RowsMut<'_>| SlotRows {
-            first: take(rows),
-            pitch: hidden as i64,
-            rows: rows.len() as i32,
-            pad: 0,
+        let mut slot = |rows: &RowsMut<'_>| {
+            let (first, pitch) = take(rows);
+            SlotRows { first, pitch: pitch as i64, rows: rows.len() as i32, pad: 0 }
         };
-        let slots = job.targets.iter().map(|blocks| {
-            blocks.iter().filter(|rows| !rows.is_empty()).map(&mut slot).collect()
-        });
+        let slots = job
+            .targets
+            .iter()
+            .map(|blocks| blocks.iter().filter(|rows| !rows.is_empty()).map(&mut slot).collect());
         Self { slots: slots.collect(), texts }
     }
 }
@@ -233,3 +277,6 @@ impl fmt::Debug for CudaBackend {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,37 @@
 //! The CUDA backend of a build without the feature `cuda`: it says so.
 
+use std::convert::Infallible;
+
+use crate::backend::Backend;
+use crate::checkpoint::EmbeddingTable;
+use crate::checkpoint::weights::VisionWeights;
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
-/// Names GPU `ordinal`: not in this build.
-///
-/// # Errors
-/// [`Error::Device`] always: the feature `cuda` is off.
-pub fn describe(ordinal: usize) -> Result<String> {
-    Err(Error::Device {
-        device: format!("cuda:{ordinal}"),
-        problem: "this build has no CUDA backend: the feature `cuda` is off".into(),
-        remedy: "Build with `--features cuda`, or use `cpu`".into(),
-    })
+/// A GPU that this build cannot open.
+#[derive(Debug)]
+pub(crate) struct Gpu(Infallible);
+
+impl Gpu {
+    /// Opens GPU `ordinal`: not in this build.
+    ///
+    /// # Errors
+    /// [`Error::Device`] always: the feature `cuda` is off.
+    pub(crate) fn open(ordinal: usize) -> Result<Self> {
+        Err(Error::Device {
+            device: format!("cuda:{ordinal}"),
+            problem: "this build has no CUDA backend: the feature `cuda` is off".into(),
+            remedy: "Build with `--features cuda`, or use `cpu`".into(),
+        })
+    }
+}
+
+/// Never called: there is no [`Gpu`].
+pub(crate) fn open_backend(
+    gpu: Gpu,
+    _: &ModelConfig,
+    _: &VisionWeights,
+    _: EmbeddingTable,
+) -> Result<Box<dyn Backend>> {
+    match gpu.0 {}
 }

@@ -1,6 +1,10 @@
 //! The CUDA backend: hand-written kernels for NVIDIA GPUs, from compute capability 8.0 up.
 //!
 //! ```text
+//!   backend       a job of the encoder's: images, text, rows of sequences
+//!      └─ arena   one device's memory, streams, graphs; pictures and upload bring images to it
+//!                 rows: sequences that stay on the device
+//!
 //!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …       tower.rs says in which order
 //!      │          └──── matrix ─────────┬────────────┘                          weights.rs what with
 //!   resize                           launch      one unsafe function, contracts checked before it
@@ -16,13 +20,17 @@
 //! What holds: stages, rounding points and order of sums are those of [`crate::cpu`]; an image's rows depend on
 //! neither its batch nor its place in it nor the tile that was chosen.
 
-#![allow(dead_code, reason = "the backend that stands on these parts comes next")]
-
 use std::sync::Arc;
 
+use crate::backend::Backend;
+use crate::checkpoint::EmbeddingTable;
+use crate::checkpoint::weights::VisionWeights;
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
+pub(crate) mod arena;
 pub(crate) mod attention;
+pub(crate) mod backend;
 pub(crate) mod convert;
 pub(crate) mod driver;
 pub(crate) mod embed_tokens;
@@ -32,9 +40,12 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod patches;
+pub(crate) mod pictures;
 pub(crate) mod range;
 pub(crate) mod resize;
+pub(crate) mod rows;
 pub(crate) mod tower;
+pub(crate) mod upload;
 pub(crate) mod verify;
 pub(crate) mod weights;
 
@@ -46,6 +57,7 @@ mod testkit;
 mod tests;
 
 use attention::Attention;
+use backend::CudaBackend;
 use convert::Convert;
 use driver::{Context, Module};
 use embed_tokens::EmbedTokens;
@@ -56,12 +68,17 @@ use patches::Patches;
 use resize::Resize;
 use verify::Verify;
 
-/// Names GPU `ordinal`, after checking that this build can use it.
+/// Uploads a model to a GPU.
 ///
 /// # Errors
-/// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or broken.
-pub fn describe(ordinal: usize) -> Result<String> {
-    Ok(Gpu::open(ordinal)?.describe())
+/// [`Error::Device`] if there is no room, or the driver fails.
+pub(crate) fn open_backend(
+    gpu: Gpu,
+    config: &ModelConfig,
+    weights: &VisionWeights,
+    embedding: EmbeddingTable,
+) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(CudaBackend::new(gpu, config, weights, embedding)?))
 }
 
 /// A GPU with all kernels loaded.
@@ -75,7 +92,8 @@ impl Gpu {
     /// Opens GPU `ordinal` and loads the kernels of this build.
     ///
     /// # Errors
-    /// As [`describe`].
+    /// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or
+    /// broken.
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
         if images::IMAGES.is_empty() {
             return Err(Error::Device {
@@ -92,7 +110,7 @@ impl Gpu {
     /// Opens GPU `ordinal` and loads the kernels of `images`.
     ///
     /// # Errors
-    /// As [`describe`].
+    /// As [`Gpu::open`].
     pub(crate) fn open_with(ordinal: usize, images: &'static [Image]) -> Result<Self> {
         let context = Context::open(ordinal)?;
         let kernels = Kernels::load(&context, images)?;

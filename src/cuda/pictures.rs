@@ -52,6 +52,19 @@ impl Growing {
     }
 }
 
+impl Growing {
+    /// All of it, as it is.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if there is nothing yet.
+    pub(crate) fn peek(&self) -> Result<Span<u8>> {
+        let memory =
+            self.memory.as_ref().ok_or_else(|| Error::Internal(format!("no {} yet", self.purpose)))?;
+        // SAFETY: as above.
+        Ok(unsafe { memory.span() })
+    }
+}
+
 /// Brings images to the tower's size on the device.
 #[derive(Debug)]
 pub(crate) struct Resizer {
@@ -74,7 +87,10 @@ impl Resizer {
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room for the image or the driver fails.
-    #[expect(clippy::too_many_arguments, reason = "each is another thing; a struct would only rename the list")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another thing; a struct would only rename the list"
+    )]
     pub(crate) fn enqueue(
         &mut self,
         stream: &Stream,
@@ -147,7 +163,9 @@ pub(crate) fn decode_each(
             waited += start.elapsed();
             let Some((i, decoded)) = next else { break };
             match decoded {
-                Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => broken = Some((i, error)),
+                Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => {
+                    broken = Some((i, error))
+                }
                 Ok(decoded) if broken.is_none() && taken.is_ok() => taken = take(i, decoded),
                 _ => {}
             }

@@ -69,6 +69,6 @@ fn launches_outside_the_grid_are_refused() {
 #[test]
 #[cfg_attr(has_kernels, ignore = "this build has kernels")]
 fn without_kernels_it_says_what_to_run() {
-    let error = describe(0).unwrap_err().to_string();
+    let error = Gpu::open(0).unwrap_err().to_string();
     assert!(error.contains("no CUDA kernels") && error.contains("kernels/fetch-nvcc"), "{error}");
 }

@@ -47,16 +47,15 @@ impl Ring {
     ///
     /// # Errors
     /// [`Error::Internal`] if `to` is larger than a slot; [`Error::Device`] if the driver fails.
-    pub(crate) fn send(
-        &mut self,
-        stream: &Stream,
-        to: Span<u8>,
-        fill: impl FnOnce(&mut [u8]),
-    ) -> Result<()> {
+    pub(crate) fn send(&mut self, stream: &Stream, to: Span<u8>, fill: impl FnOnce(&mut [u8])) -> Result<()> {
         let count = self.slots.len();
         let slot = &mut self.slots[self.next];
         let Some(room) = slot.memory.get_mut(..to.len()) else {
-            return Err(Error::Internal(format!("an upload of {} bytes by slots of {}", to.len(), self.bytes)));
+            return Err(Error::Internal(format!(
+                "an upload of {} bytes by slots of {}",
+                to.len(),
+                self.bytes
+            )));
         };
         slot.sent.synchronize()?;
         fill(room);

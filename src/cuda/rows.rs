@@ -1,0 +1,148 @@
+//! Sequences that stay on the device: memory of ours that grows, or the caller's.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use half::f16;
+
+use super::arena::Arena;
+use super::driver::{DevicePtr, Event, Span, Stream};
+use super::matrix::Matrix;
+use super::pictures::Growing;
+use crate::error::{Error, Result};
+use crate::prompt::Slot;
+use crate::sequence::{DeviceRows, Place, RowChecks};
+
+/// An arena that calls and sequences share.
+pub(crate) type Shared = Arc<Mutex<Arena>>;
+
+/// The arena, once nobody else has it. What a panic left half done is overwritten by the next call.
+pub(crate) fn lock(arena: &Shared) -> MutexGuard<'_, Arena> {
+    arena.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Rows on one device.
+pub(crate) struct CudaRows {
+    arena: Shared,
+    place: Place,
+    memory: Memory,
+    row_stride: usize, // elements
+}
+
+/// Whose memory it is.
+enum Memory {
+    Ours(Growing),
+    Theirs { span: Span<f16>, stream: Stream },
+}
+
+impl CudaRows {
+    /// Memory of ours; none yet.
+    pub(crate) fn ours(arena: &Shared) -> Self {
+        let context = lock(arena).gpu().context.clone();
+        let place = Place::Cuda(context.ordinal());
+        let memory = Memory::Ours(Growing::new(&context, "a sequence"));
+        Self { arena: arena.clone(), place, memory, row_stride: 0 }
+    }
+
+    /// The caller's memory.
+    ///
+    /// # Safety
+    /// As [`Backend::wrap_device`](crate::backend::Backend::wrap_device).
+    pub(crate) unsafe fn theirs(
+        arena: &Shared,
+        address: u64,
+        elements: usize,
+        row_stride: usize,
+        stream: usize,
+    ) -> Result<Self> {
+        let context = lock(arena).gpu().context.clone();
+        if !address.is_multiple_of(2) || address == 0 {
+            return Err(Error::argument(
+                format!("{address:#x} is no address of fp16 elements"),
+                "Give the device address of the buffer's first element",
+            ));
+        }
+        let place = Place::Cuda(context.ordinal());
+        // SAFETY: the caller's promise.
+        let span = unsafe { Span::new(DevicePtr::new(address), elements) };
+        // SAFETY: as above.
+        let stream = unsafe { Stream::foreign(&context, stream) };
+        Ok(Self { arena: arena.clone(), place, memory: Memory::Theirs { span, stream }, row_stride })
+    }
+
+    /// The first `rows` rows of `hidden` elements.
+    fn matrix(&self, rows: usize, hidden: usize) -> Result<Matrix> {
+        let span = match &self.memory {
+            Memory::Ours(memory) => memory.peek()?.cast()?,
+            Memory::Theirs { span, .. } => *span,
+        };
+        Matrix::new(span, rows, hidden, self.row_stride)
+    }
+}
+
+impl DeviceRows for CudaRows {
+    fn place(&self) -> Place {
+        self.place
+    }
+
+    fn reserve(&mut self, rows: usize, hidden: usize) -> Result<(u64, usize)> {
+        let arena = lock(&self.arena);
+        match &mut self.memory {
+            Memory::Ours(memory) => {
+                let span = memory.span(rows * hidden * size_of::<f16>())?.cast::<f16>()?;
+                arena.poison(span)?;
+                self.row_stride = hidden;
+                Ok((span.ptr().address(), hidden))
+            }
+            Memory::Theirs { span, stream } => {
+                let need =
+                    rows.checked_sub(1).map_or(0, |before| before.saturating_mul(self.row_stride) + hidden);
+                if self.row_stride < hidden || need > span.len() {
+                    return Err(Error::argument(
+                        format!(
+                            "the sequence needs {rows} rows of {hidden} elements, but the device memory given has {} \
+                             elements with a row stride of {}",
+                            span.len(),
+                            self.row_stride
+                        ),
+                        format!("Give at least {need} elements and a stride of at least {hidden}"),
+                    ));
+                }
+                // What the caller has given to that stream comes first.
+                let theirs = Event::new(stream.context())?;
+                theirs.record(stream)?;
+                arena.compute.wait_for(&theirs)?;
+                Ok((span.ptr().address(), self.row_stride))
+            }
+        }
+    }
+
+    fn read(&self, rows: Range<usize>, hidden: usize) -> Result<Vec<f16>> {
+        let arena = lock(&self.arena);
+        let from = self.matrix(rows.end, hidden)?.rows(rows.start, rows.len())?;
+        let mut values = vec![f16::ZERO; rows.len() * hidden];
+        let shape = (rows.len(), hidden);
+        // SAFETY: `values` has so many rows, and is left alone until the wait.
+        unsafe { arena.compute.download_rows(from.span, from.pitch, shape, values.as_mut_ptr(), hidden)? };
+        arena.compute.synchronize()?;
+        Ok(values)
+    }
+
+    fn check(&self, rows: usize, hidden: usize, slots: &[Slot]) -> Result<RowChecks> {
+        lock(&self.arena).check(&self.matrix(rows, hidden)?, slots)
+    }
+}
+
+impl fmt::Debug for CudaRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whose = if matches!(self.memory, Memory::Ours(_)) { "ours" } else { "the caller's" };
+        f.debug_struct("CudaRows").field("place", &self.place).field("memory", &whose).finish_non_exhaustive()
+    }
+}
+
+impl Drop for CudaRows {
+    fn drop(&mut self) {
+        lock(&self.arena).settle();
+    }
+}
