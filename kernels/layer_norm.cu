@@ -70,7 +70,7 @@ PTX_INLINE vec16 normalise(vec16 chunk, vec16 weight, vec16 bias, float mean, fl
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
     fp16 *y, const fp16 *x, const fp16 *weight, const fp16 *bias, int rows, int width, int pitch, float eps) {
     const int row = block_x() * ROWS + warp();
-    const int end = row < rows ? width : 0;  // a warp without a row goes along for the shuffles, reading nothing
+    const int end = row < rows ? width : 0;  // a warp without a row reads nothing, and shuffles along
     const long long start = static_cast<long long>(row) * pitch;
     const fp16 *from = x + start;
     const int first = lane() * CHUNK;
