@@ -5,38 +5,40 @@
 //     qkv [B T, qkv_pitch]: a row is Q, K, V of a token, each C = NH 64 wide, head by head        fp16
 //     out [B T, out_pitch]: C wide, head by head                                                  fp16
 //
-// Who computes what. A block has 4 warps and 64 (attention) or 128 (attention_128) queries of one head; a warp has 16
-// or 32 of them and sees all keys, KEYS = 112 at a time: 11 such tiles hold T = 1226 with 6 columns to spare.
+// Who computes what. A block has 4 warps and 64 (attention) or 128 (attention_128) queries of one head; a
+// warp has 16 or 32 of them and sees all keys, KEYS = 112 at a time: 11 such tiles hold T = 1226 with 6
+// columns to spare.
 //
 //                  K tile [112][64]                   S, P: registers, never in memory
 //                ┌──────────────────┐                 ┌──────────────────┐
 //      Q [16]    │                  │   S = Q K^T     │ lane = 4 g + t:  │      O [16][64] += P V
-//      warp 0..3 │                  │ ─────────────▶  │ rows g, g + 8    │ ──▶  same rows: P's fragments of S are
-//                └──────────────────┘                 │ columns 2t, 2t+1 │      the A fragments that mma wants
+//      warp 0..3 │                  │ ─────────────▶  │ rows g, g + 8    │ ──▶  same rows: fragments of S
+//                └──────────────────┘                 │ columns 2t, 2t+1 │      are the A fragments of P V
 //                                                     └──────────────────┘
 //
-// Which of the two: rows per warp set how often a K or V fragment is used, queries per block how often L2 is read.
-// 128 queries halve both; 64 fill the device better when heads times images are few. The bits of a row are the same.
+// Which of the two: rows per warp set how often a K or V fragment is used, queries per block how often L2 is
+// read. 128 queries halve both; 64 fill the device better when heads times images are few. The bits of a row
+// are the same.
 //
-// Shared memory, rows of 128 bytes, chunk c of 16 bytes of row r at place c ^ (r % 8), which makes ldmatrix, cp.async
-// and the final transposition free of bank conflicts:
+// Shared memory, rows of 128 bytes, chunk c of 16 bytes of row r at place c ^ (r % 8), which makes ldmatrix,
+// cp.async and the final transposition free of bank conflicts:
 //
 //     Q [queries][64] (O at the end) │ K 0 [112][64] │ V 0 [112][64] │ K 1 │ V 1
 //
 //     copies   Q, K 0, V 0 │  K 1, V 1  │  K 0, V 0  │ ...      a tile ahead, while this one is computed
-//     compute              │  tile 0    │  tile 1    │ ...      one barrier per tile: landed, and the other is free
+//     compute              │  tile 0    │  tile 1    │ ...      one barrier per tile: landed, the other free
 //
 // Launch contract, checked by the launcher in this order (src/cuda/attention.rs):
-//   grid        x = ceil(T / queries), y = NH, z = B <= 65535; block THREADS; dynamic shared memory SHARED_BYTES
+//   grid        x = ceil(T / queries), y = NH, z = B <= 65535; block 128; SHARED_BYTES of shared memory
 //   sizes       tokens >= 1, any; heads >= 1
-//   alignment   qkv, out 16 bytes; pitches multiples of 8; qkv_pitch >= 3 * 64 * heads, out_pitch >= 64 * heads
+//   alignment   qkv, out 16 bytes; pitches multiples of 8, qkv_pitch >= 192 heads, out_pitch >= 64 heads
 //   aliasing    none
 //
 // Numerics: Q K^T in f32 over k = 0, 16, 32, 48; the softmax in f32, base 2, with log2(e) / 8 in the one
-// multiplication of the exponent; maxima are kept as rounded products, so that a factor that rounding leaves in the
-// exponentials is the same for a whole row and cancels (logits up to 2^24). P <= 1 is rounded to fp16 for P V, the row
-// sums add the unrounded P; O / l is rounded once. Tiles are fixed by T, rows do not mix: bits depend on nothing else.
-// Keys beyond T have P = 0 and V = 0. A NaN or infinity among a head's Q, K, V gives NaN, never a number.
+// multiplication of the exponent; maxima are kept as rounded products, so that a factor that rounding leaves
+// in the exponentials is the same for a whole row and cancels (logits up to 2^24). P <= 1 is rounded to fp16
+// for P V, the row sums add the unrounded P; O / l is rounded once. Tiles are fixed by T, rows do not mix:
+// bits depend on nothing else. Keys beyond T have P = 0 and V = 0. A NaN reaches every output that it should.
 //
 // Source: online softmax: Milakov and Gimelshein 2018 (arXiv 1805.02867); in tiles: FlashAttention-2 (arXiv
 // 2307.08691). Oracle: src/cpu/attention.rs, which does not round P.
@@ -69,7 +71,7 @@ constexpr int STEP = THREADS / ACROSS;
 PTX_INLINE int copy_row() { return thread_x() / ACROSS; }
 PTX_INLINE int copy_chunk() { return thread_x() % ACROSS; }
 
-// Issues rows of Q from `at`, this thread's first; all but the first `left` of those that follow become zeros.
+// Issues rows of Q from `at`, this thread's first; all but the first `left` rows from there on become zeros.
 template <int ROWS> PTX_INLINE void copy_queries(unsigned char *to, const fp16 *at, int left, int pitch) {
     to += place(copy_row(), copy_chunk());
 #pragma unroll

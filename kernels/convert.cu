@@ -1,11 +1,11 @@
 // convert.cu: a matrix of weights, as the checkpoint stores it, to fp16 rows of the device's pitch.
 //
-//     out[r][c] = fp16(scale in[r][c]), c < columns;   0, columns <= c < out_pitch        the range rule: range.cuh
+//     out[r][c] = fp16(scale in[r][c]), c < columns;   0, columns <= c < out_pitch      range rule: range.cuh
 //
 //     in [rows, columns] bf16 | f16 | f32, packed      out [rows, out_pitch] fp16
 //
-// Who computes what: a thread has 8 neighbouring columns of a row, 16 bytes of output; threads are numbered along the
-// rows of the output, so that neighbours write neighbouring chunks:
+// Who computes what: a thread has 8 neighbouring columns of a row, 16 bytes of output; threads are numbered
+// along the rows of the output, so that neighbours write neighbouring chunks:
 //
 //     chunk of the output   0 │ 1 │ 2 │ ... │ out_pitch / 8 - 1 ┊ out_pitch / 8 │ ...
 //     row, columns          0: 0-7, 8-15, ...            0s     ┊ 1: 0-7
@@ -14,11 +14,11 @@
 //   grid        x = ceil(rows * ceil(out_pitch / 8) / 256), y = z = 1; block 256; no shared memory
 //   sizes       rows, columns >= 1; out_pitch >= columns
 //   alignment   in: of its elements; out 2 bytes; 16-byte accesses where they are possible
-//   report      {NOTHING, 0} or the report of earlier launches; indices are those of `in`, row * columns + column
+//   report      {NOTHING, 0} or that of earlier launches; indices are those of `in`, row * columns + column
 //   aliasing    none
 //
-// Numerics: widening is exact, one rounding to nearest even after the multiplication by scale (a power of two changes
-// nothing but the exponent). The range is checked before scaling, as stored.
+// Numerics: widening is exact, one rounding to nearest even after the multiplication by scale (a power of two
+// changes nothing but the exponent). The range is checked before scaling, as stored.
 //
 // Source: src/checkpoint/convert.rs, the oracle.
 
@@ -39,7 +39,8 @@ PTX_INLINE void convert(fp16 *out, const T *in, long long rows, int columns, lon
     }
     const bool aligned = reinterpret_cast<unsigned long long>(in) % 16 == 0 && columns * sizeof(T) % 16 == 0;
     const long long index = row * columns + column;
-    const int count = column >= columns ? 0 : columns - column < CHUNK ? static_cast<int>(columns - column) : CHUNK;
+    const long long left = column < columns ? columns - column : 0;
+    const int count = left < CHUNK ? static_cast<int>(left) : CHUNK;
     RangeNote note = {NOTHING, 0};
     const vec16 values =
         narrow(in + index, count, aligned, static_cast<unsigned long long>(index), policy, scale, note);

@@ -8,10 +8,11 @@
 //
 // Launch contract, checked by the launcher in this order (src/cuda/embed_tokens.rs):
 //   grid        x = count, y = z = 1; block 128; no shared memory
-//   rows        0 <= id < vocab (a row with another id is left as it is, and completeness finds it); `to` 2-byte aligned
-//               with room for `hidden` elements; no two rows overlap
+//   rows        0 <= id < vocab (a row with another id is left as it is, and completeness finds it); `to`
+//               2-byte aligned, with room for `hidden` elements; no two rows overlap
 //   alignment   table: of its elements; 16-byte accesses where they are possible
-//   report      {NOTHING, 0} or the report of earlier launches; indices are those of the table, id * hidden + column
+//   report      {NOTHING, 0} or that of earlier launches; indices are those of the table,
+//               id * hidden + column
 //
 // Numerics: exact, but for one rounding to nearest even. Source: src/checkpoint/embedding.rs, the oracle.
 
@@ -29,8 +30,8 @@ namespace {
 constexpr int THREADS = 128;
 
 template <class T>
-PTX_INLINE void embed_tokens(const TextRow *rows, int count, const T *table, int vocab, int hidden, int policy,
-                             RangeReport *report) {
+PTX_INLINE void embed_tokens(const TextRow *rows, int count, const T *table, int vocab, int hidden,
+                             int policy, RangeReport *report) {
     if (block_x() >= count) {
         return;
     }
@@ -39,7 +40,8 @@ PTX_INLINE void embed_tokens(const TextRow *rows, int count, const T *table, int
         return;
     }
     const long long start = static_cast<long long>(row.id) * hidden;
-    const bool aligned = reinterpret_cast<unsigned long long>(table) % 16 == 0 && hidden * sizeof(T) % 16 == 0;
+    const bool aligned =
+        reinterpret_cast<unsigned long long>(table) % 16 == 0 && hidden * sizeof(T) % 16 == 0;
     RangeNote note = {NOTHING, 0};
     for (int column = thread_x() * CHUNK; column < hidden; column += THREADS * CHUNK) {
         const int here = hidden - column < CHUNK ? hidden - column : CHUNK;
@@ -53,14 +55,17 @@ PTX_INLINE void embed_tokens(const TextRow *rows, int count, const T *table, int
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) embed_tokens_bf16(
-    const TextRow *rows, int count, const void *table, int vocab, int hidden, int policy, RangeReport *report) {
+    const TextRow *rows, int count, const void *table, int vocab, int hidden, int policy,
+    RangeReport *report) {
     embed_tokens(rows, count, static_cast<const bf16 *>(table), vocab, hidden, policy, report);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) embed_tokens_f16(
-    const TextRow *rows, int count, const void *table, int vocab, int hidden, int policy, RangeReport *report) {
+    const TextRow *rows, int count, const void *table, int vocab, int hidden, int policy,
+    RangeReport *report) {
     embed_tokens(rows, count, static_cast<const fp16 *>(table), vocab, hidden, policy, report);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) embed_tokens_f32(
-    const TextRow *rows, int count, const void *table, int vocab, int hidden, int policy, RangeReport *report) {
+    const TextRow *rows, int count, const void *table, int vocab, int hidden, int policy,
+    RangeReport *report) {
     embed_tokens(rows, count, static_cast<const float *>(table), vocab, hidden, policy, report);
 }

@@ -1,12 +1,12 @@
 // layer_norm.cu: layer norm over channels, row by row.
 //
-//     y[r][c] = (x[r][c] - mean_r) / sqrt(variance_r + eps) * weight[c] + bias[c]        fp16 in and out, f32 between
+//     y[r][c] = (x[r][c] - mean_r) / sqrt(variance_r + eps) * weight[c] + bias[c]    fp16, f32 between
 //
 //     x, y [rows, pitch]      weight, bias [width]
 //
-// Who computes what: one warp per row, 4 rows per block. Lane i has the chunks (8 fp16, 16 bytes) i, i + 32, i + 64 ...
-// of its row; the first KEPT of them stay in registers between the passes (width <= 1024: all of them), later ones are
-// read again from L1:
+// Who computes what: one warp per row, 4 rows per block. Lane i has the chunks (8 fp16, 16 bytes) i, i + 32,
+// i + 64 ... of its row; the first KEPT of them stay in registers between the passes (width <= 1024: all of
+// them), later ones are read again from L1:
 //
 //     row   │chunk 0│  1  │  2  │ ... │ 31  │ 32  │ 33  │ ...
 //     lane      0      1     2          31     0     1
@@ -19,10 +19,10 @@
 //   alignment   y, x, weight, bias 16 bytes
 //   aliasing    y may be x (each lane writes what it read), not a part of it
 //
-// Numerics: two passes in f32, the mean first, so that a mean many deviations from 0 costs nothing (E[x²] - mean² would
-// cancel). A lane adds its elements in order, then lanes add in a butterfly, in which all lanes form the same sums.
-// Square root and division are correctly rounded; one rounding to fp16. What lies between width and pitch is neither
-// read nor written.
+// Numerics: two passes in f32, the mean first, so that a mean many deviations from 0 costs nothing (E[x²] -
+// mean² would cancel). A lane adds its elements in order, then lanes add in a butterfly, in which all lanes
+// form the same sums. Square root and division are correctly rounded; one rounding to fp16. What lies between
+// width and pitch is neither read nor written.
 //
 // Source: src/cpu/layer_norm.rs, the oracle.
 
@@ -70,8 +70,8 @@ PTX_INLINE vec16 normalise(vec16 chunk, vec16 weight, vec16 bias, float mean, fl
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
     fp16 *y, const fp16 *x, const fp16 *weight, const fp16 *bias, int rows, int width, int pitch, float eps) {
     const int row = block_x() * ROWS + warp();
-    const bool live = row < rows;  // a warp without a row goes along, for the shuffles, with row 0
-    const long long start = static_cast<long long>(live ? row : 0) * pitch;
+    const int end = row < rows ? width : 0;  // a warp without a row reads nothing, and shuffles along
+    const long long start = static_cast<long long>(row) * pitch;
     const fp16 *from = x + start;
     const int first = lane() * CHUNK;
     constexpr int STRIDE = WARP * CHUNK;
@@ -80,17 +80,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
-        if (first + i * STRIDE < width) {
+        if (first + i * STRIDE < end) {
             kept[i] = load_16(from + first + i * STRIDE);
         }
     }
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
-        if (first + i * STRIDE < width) {
+        if (first + i * STRIDE < end) {
             sum = add_all(sum, kept[i]);
         }
     }
-    for (int c = first + KEPT * STRIDE; c < width; c += STRIDE) {
+    for (int c = first + KEPT * STRIDE; c < end; c += STRIDE) {
         sum = add_all(sum, load_16(from + c));
     }
     const float mean = div_rn(warp_sum(sum), static_cast<float>(width));
@@ -98,27 +98,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
-        if (first + i * STRIDE < width) {
+        if (first + i * STRIDE < end) {
             squares = add_squares(squares, kept[i], mean);
         }
     }
-    for (int c = first + KEPT * STRIDE; c < width; c += STRIDE) {
+    for (int c = first + KEPT * STRIDE; c < end; c += STRIDE) {
         squares = add_squares(squares, load_16(from + c), mean);
     }
     const float variance = div_rn(warp_sum(squares), static_cast<float>(width));
     const float scale = div_rn(1.0f, sqrt_rn(variance + eps));
-    if (!live) {
-        return;  // after the last shuffle
-    }
     fp16 *to = y + start;
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
         const int c = first + i * STRIDE;
-        if (c < width) {
+        if (c < end) {
             store_16(to + c, normalise(kept[i], load_16(weight + c), load_16(bias + c), mean, scale));
         }
     }
-    for (int c = first + KEPT * STRIDE; c < width; c += STRIDE) {
+    for (int c = first + KEPT * STRIDE; c < end; c += STRIDE) {
         store_16(to + c, normalise(load_16(from + c), load_16(weight + c), load_16(bias + c), mean, scale));
     }
 }

@@ -7,27 +7,29 @@
 //              ◀────── BN ──────▶              a warp's quarter of the 128 x 128 tile, 64 x 64:
 //            ┌─────────┬─────────┐                    8 columns each
 //         ▲  │ warp 0  │ warp 1  │               ┌──┬──┬──┬──┬──┬──┬──┬──┐
-//         BM │         │         │           16  │  │  │  │  │  │  │  │  │   lane = 4 g + t holds, of each piece,
+//         BM │         │         │           16  │  │  │  │  │  │  │  │  │   lane = 4 g + t has, of each,
 //         │  ├─────────┼─────────┤         rows  ├──┼──┼──┼──┼──┼──┼──┼──┤   rows g and g + 8,
-//         ▼  │ warp 2  │ warp 3  │         each  │  │  │  │  │  │  │  │  │   columns 2t and 2t + 1: 128 f32 in all
+//         ▼  │ warp 2  │ warp 3  │         each  │  │  │  │  │  │  │  │  │   columns 2t and 2t + 1: 128 f32
 //            └─────────┴─────────┘               └──┴──┴──┴──┴──┴──┴──┴──┘
 //
-// The ring. A stage holds BK = 32 columns of both tiles, A [BM][32] then W [BN][32], rows of 64 bytes = 4 chunks of
-// 16. Chunk c of row r lies at place c ^ (r / 2 % 4): eight rows of one column of chunks, which is what ldmatrix
-// reads at a time, then fall on all 32 banks, and so do the 8 x 4 chunks that a warp's cp.async writes.
+// The ring. A stage holds BK = 32 columns of both tiles, A [BM][32] then W [BN][32], rows of 64 bytes = 4
+// chunks of 16. Chunk c of row r lies at place c ^ (r / 2 % 4): eight rows of one column of chunks, which is
+// what ldmatrix reads at a time, then fall on all 32 banks, and so do the 8 x 4 chunks that a warp's cp.async
+// writes.
 //
 //     copy     stage 0  1  2 │ 3     4     5     ...       three stages ahead, one commit per step
 //     step                   │ 0     1     2     ...       each two halves of 16 columns:
 //     half 0                 │ read half 1 of the stage, issue the copy, multiply half 0
 //     half 1                 │ wait and barrier, read half 0 of the NEXT stage, multiply half 1
 //
-// So the tensor cores always have a half in registers while the next one is read, and the one barrier per step does
-// both jobs: the next stage has landed for everybody, and everybody is done with the stage that is overwritten next.
+// So the tensor cores always have a half in registers while the next one is read, and the one barrier per
+// step does both jobs: the next stage has landed for everybody, and everybody is done with the stage that is
+// overwritten next.
 //
 // Rows beyond M or N are the last row again (their sums are never stored), chunks beyond K are zeros.
 //
-// Numerics: see linear.cuh. Source: the pipeline is the one that NVIDIA describes for Ampere (CUTLASS' efficient GEMM
-// notes); the code is our own.
+// Numerics: see linear.cuh. Source: the pipeline is the one that NVIDIA describes for Ampere (CUTLASS'
+// efficient GEMM notes); the code is our own.
 
 #include "linear.cuh"
 
@@ -35,7 +37,8 @@ namespace {
 
 // Where a thread copies from and to: chunk thread % 4 of every (THREADS / 4)-th row, of both operands.
 template <class Tile> struct Copies {
-    static constexpr int ACROSS = Tile::BK / CHUNK, STEP = Tile::THREADS / ACROSS;  // rows from one copy to the next
+    static constexpr int ACROSS = Tile::BK / CHUNK;
+    static constexpr int STEP = Tile::THREADS / ACROSS;  // rows from one copy to the next
     static constexpr int A = Tile::BM / STEP, B = Tile::BN / STEP;
     static_assert(STEP % 8 == 0, "the swizzle of a thread's rows is one and the same");
 
@@ -66,7 +69,8 @@ template <class Tile> PTX_INLINE Copies<Tile> plan_copies(const LinearArgs &args
 }
 
 // Issues this thread's part of columns k .. k + BK into `stage`.
-template <class Tile> PTX_INLINE void copy_stage(unsigned char *stage, const Copies<Tile> &copies, int k, int end) {
+template <class Tile>
+PTX_INLINE void copy_stage(unsigned char *stage, const Copies<Tile> &copies, int k, int end) {
     using C = Copies<Tile>;
     unsigned char *to = stage + copies.to;
     const int bytes = k + copies.column < end ? 16 : 0;
@@ -88,7 +92,7 @@ template <class Tile> struct Fragments {
     unsigned b[N][2];
 };
 
-// Where a lane reads in a stage: bytes, for half 0. Half 1 is two chunks further, which the swizzle makes an xor.
+// Where a lane reads in a stage, in bytes, for half 0. Half 1 is two chunks further: an xor, by the swizzle.
 struct Reads {
     int a, b;
 };
@@ -119,8 +123,7 @@ PTX_INLINE void read_fragments(Fragments<Tile> &to, const unsigned char *stage, 
     }
 }
 
-template <class Tile>
-using Accumulators = float[Fragments<Tile>::M][Fragments<Tile>::N][4];
+template <class Tile> using Accumulators = float[Fragments<Tile>::M][Fragments<Tile>::N][4];
 
 template <class Tile> PTX_INLINE void multiply(Accumulators<Tile> &acc, const Fragments<Tile> &f) {
 #pragma unroll
@@ -136,7 +139,8 @@ template <class Tile> PTX_INLINE void multiply(Accumulators<Tile> &acc, const Fr
 
 // acc += A . W^T over all of K. Leaves the ring free for anything.
 template <class Tile>
-PTX_INLINE void main_loop(Accumulators<Tile> &acc, unsigned char *ring, const LinearArgs &args, int m0, int n0) {
+PTX_INLINE void main_loop(Accumulators<Tile> &acc, unsigned char *ring, const LinearArgs &args, int m0,
+                          int n0) {
     const Copies<Tile> copies = plan_copies<Tile>(args, m0, n0);
     const Reads reads = plan_reads<Tile>();
     const int steps = ceil_div(args.k, Tile::BK);
@@ -182,7 +186,7 @@ template <class Tile, Epilogue E> PTX_INLINE void linear(const LinearArgs &args)
     Accumulators<Tile> acc = {};
     main_loop<Tile>(acc, smem, args, m0, n0);
 
-    const int row = warp() / Tile::WARPS_N * Tile::WARP_M + lane() / 4;           // in the tile
+    const int row = warp() / Tile::WARPS_N * Tile::WARP_M + lane() / 4;  // in the tile
     const int column = warp() % Tile::WARPS_N * Tile::WARP_N + lane() % 4 * 2;
     float bias[Fragments<Tile>::N][2];
 #pragma unroll
@@ -192,8 +196,9 @@ template <class Tile, Epilogue E> PTX_INLINE void linear(const LinearArgs &args)
     }
     fp16 *stage = reinterpret_cast<fp16 *>(smem);  // [BM][PITCH]
     if (E == Epilogue::RESIDUAL || E == Epilogue::EMBED) {
-        load_extra<Tile, E>(args, stage, m0, n0);  // the main loop's last barrier came after the ring's last read
-        block_barrier();                           // extra has landed for all
+        // The main loop's last barrier came after the ring's last read: the stage is free.
+        load_extra<Tile, E>(args, stage, m0, n0);
+        block_barrier();  // extra has landed for all
     }
     unsigned char *at = smem + (row * Tile::PITCH + column) * 2;
 #pragma unroll

@@ -1,18 +1,19 @@
-// numerics.cuh: the arithmetic that several kernels share: activations, eight fp16 at a time, sums over a warp.
+// numerics.cuh: arithmetic that several kernels share: activations, eight fp16 at a time, sums over a warp.
 //
 //     quick_gelu(x) = x σ(1.702 x) = x / (1 + e^(-1.702 x))              the tower's
 //     gelu(x)       = x Φ(x) = max(x, 0) - g(|x|),   g(a) = a Φ(-a)      the projector's; no tanh anywhere
 //
 // Numerics: f32 in, f32 out, one rounding to fp16 by the caller. Over all finite fp16 inputs both stay within
-// 0.51 ulp of fp16 of the exact value, tails and ±65504 included, under any error that the PTX manual allows the
-// two approximate instructions (tested). NaN stays NaN.
-//   quick_gelu: two MUFU operations (ex2, rcp) and two multiplications. Where e^(-1.702 x) overflows, 1/inf is 0 and
-//   the result -0: the exact value is below half of fp16's smallest number from x = -17 on.
-//   gelu: 1 + erf(x / √2) cancels for negative x (at -4 it would cost 4 ulp), so the tail Φ(-a) is what is computed:
+// 0.51 ulp of fp16 of the exact value, tails and ±65504 included, under any error that the PTX manual allows
+// the two approximate instructions (tested). NaN stays NaN.
+//   quick_gelu: two MUFU operations (ex2, rcp) and two multiplications. Where e^(-1.702 x) overflows, 1/inf
+//   is 0 and the result -0: the exact value is below half of fp16's smallest number from x = -17 on.
+//   gelu: 1 + erf(x / √2) cancels for negative x (at -4 it would cost 4 ulp), so the tail Φ(-a) is computed:
 //       Φ(-a) = e^(-a²/2) u Q(u),   u = 1 / (1 + 0.3 a),   Q of degree 9, relative error 3e-9 for a <= 13
 //   a² is split into its rounded value and the rest, and e^(-rest/2) = 1 - rest/2.
 //
-// Source: OpenAI CLIP's QuickGELU; torch.nn.GELU() (erf). The form of gelu and Q are those of src/cpu/activation.rs.
+// Source: OpenAI CLIP's QuickGELU; torch.nn.GELU() (erf). The form of gelu and Q are those of
+// src/cpu/activation.rs.
 #pragma once
 
 #include "ptx.cuh"
@@ -46,7 +47,7 @@ PTX_INLINE float gelu(float x) {
     return (x < 0.0f ? 0.0f : x) - (a * e) * (u * q);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ----------------------------------------------------------------------------------------------------------
 // Eight fp16 in 16 bytes.
 
 constexpr int CHUNK = 8;  // fp16 in 16 bytes

@@ -1,13 +1,14 @@
 // patches.cu: resized pixels to normalised patch rows, the A of the patch embedding.
 //
-//     out[p][(c patch + ky) patch + kx] = table[c][ rgb[gy patch + ky][gx patch + kx][c] ]        p = gy grid + gx
+//     out[p][(c patch + ky) patch + kx] = table[c][ rgb[gy patch + ky][gx patch + kx][c] ]   p = gy grid + gx
 //
-//     rgb [grid patch, rgb_pitch] u8, 3 bytes a pixel      table [3][256] fp16, (u8 / 255 - mean) / std, rounded
+//     rgb [grid patch, rgb_pitch] u8, 3 bytes a pixel   table [3][256] fp16, (u8 / 255 - mean) / std
 //     out [grid², out_pitch] fp16; columns 3 patch² .. out_pitch become zeros
 //
-// Who computes what: a block has PATCHES neighbouring patches, and of each the 16-byte chunks of its row, one to a
-// thread in turn: neighbours write neighbouring chunks. The pixels of a block come from L1: PATCHES · patch columns of
-// `patch` rows. The table is looked up in shared memory, where lanes that want different bytes meet in few banks.
+// Who computes what: a block has PATCHES neighbouring patches, and of each the 16-byte chunks of its row, one
+// to a thread in turn: neighbours write neighbouring chunks. The pixels of a block come from L1: PATCHES ·
+// patch columns of `patch` rows. The table is looked up in shared memory, where lanes that want different
+// bytes meet in few banks.
 //
 //     thread 0    1    2  ...  73 │ 74   75 ...              ViT-L/14: 588 + 4 columns = 74 chunks a patch
 //     patch  p    p    p       p  │ p+1  p+1
@@ -19,7 +20,8 @@
 //   alignment   out and table 16 bytes; rgb any
 //   aliasing    none
 //
-// Numerics: none; the arithmetic is in the table, made once by the host. Source: src/cpu/patches.rs, the oracle.
+// Numerics: none; the arithmetic is in the table, made once by the host. Source: src/cpu/patches.rs, the
+// oracle.
 
 #include "numerics.cuh"
 
@@ -34,7 +36,8 @@ static_assert(TABLE_BYTES == 1536 && TABLE_BYTES / 16 <= THREADS, "one chunk of 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) patches(
-    fp16 *out, const unsigned char *rgb, const fp16 *table, int grid, int patch, int out_pitch, int rgb_pitch) {
+    fp16 *out, const unsigned char *rgb, const fp16 *table, int grid, int patch, int out_pitch,
+    int rgb_pitch) {
     PTX_SMEM(fp16, values);  // [3][256]
     if (thread_x() < TABLE_BYTES / 16) {
         store_16(values + thread_x() * CHUNK, load_16(table + thread_x() * CHUNK));
@@ -56,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) patches(
         for (int j = 0; j < CHUNK; j++) {
             bits[j] = 0;
             if (c < COLOURS) {
-                bits[j] = values[c * BYTES + corner[static_cast<long long>(y) * rgb_pitch + x * COLOURS + c]].bits;
+                const unsigned char *row = corner + static_cast<long long>(y) * rgb_pitch;
+                bits[j] = values[c * BYTES + row[x * COLOURS + c]].bits;
             }
             if (++x == patch) {
                 x = 0;

@@ -1,13 +1,13 @@
 // range.cuh: weights of a checkpoint to fp16, and what is said about those that do not fit.
 //
-//     out = fp16(scale * in), to nearest even        in: bf16, f16 or f32 as stored; |in| <= 65504 fits, NaN does not
+//     out = fp16(scale * in), to nearest even     in: bf16, f16 or f32; |in| <= 65504 fits, NaN does not
 //
 // The rule is that of src/checkpoint/convert.rs:
 //     REFUSE     what does not fit is reported by the index of the first; the output is then of no use
-//     SATURATE   magnitudes beyond ±65504, infinities included, become ±65504 and are counted; a NaN is still refused
+//     SATURATE   magnitudes beyond ±65504, infinities too, become ±65504 and are counted; a NaN is refused
 //
-// The report is merged by atomic minimum and addition, so it does not depend on the order of blocks. The host sets it to
-// {NOTHING, 0} before the launch. It is touched only by threads that found something.
+// The report is merged by atomic minimum and addition, so it does not depend on the order of blocks. The host
+// sets it to {NOTHING, 0} before the launch. It is touched only by threads that found something.
 #pragma once
 
 #include "numerics.cuh"
@@ -59,8 +59,8 @@ struct RangeNote {
 
 // Values 0 .. count of a run, from `from` on, whose first has index `index`, as fp16; zeros after them.
 template <class T>
-PTX_INLINE vec16 narrow(const T *from, int count, bool aligned, unsigned long long index, int policy, float scale,
-                        RangeNote &note) {
+PTX_INLINE vec16 narrow(const T *from, int count, bool aligned, unsigned long long index, int policy,
+                        float scale, RangeNote &note) {
     float x[CHUNK];
     if (aligned && count >= CHUNK) {
         load_wide(x, from);

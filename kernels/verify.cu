@@ -2,11 +2,11 @@
 //
 //     verify_rows    check[r] = { first channel of row r that is NaN or infinite, or -1;
 //                                 1 if an element is the poison 0x7d5a, that is, if it was not written;
-//                                 Euclidean norm }                        rows [count, pitch] fp16, `hidden` wide
+//                                 Euclidean norm }                 rows [count, pitch] fp16, `hidden` wide
 //     verify_slots   mean_norm[s] = mean of check[r].norm over the rows of slot s; 0 for an empty slot
 //
-// Who computes what: one warp per row, and per slot; 4 of them to a block. Lane i has the chunks (8 elements) i, i + 32,
-// i + 64 ... of a row, and the rows i, i + 32 ... of a slot.
+// Who computes what: one warp per row, and per slot; 4 of them to a block. Lane i has the chunks (8 elements)
+// i, i + 32, i + 64 ... of a row, and the rows i, i + 32 ... of a slot.
 //
 // Launch contract, checked by the launcher in this order (src/cuda/verify.rs):
 //   grid        x = ceil(count / 4) or ceil(slots / 4), y = z = 1; block 128; no shared memory
@@ -14,8 +14,9 @@
 //   alignment   rows 2 bytes; 16-byte loads where rows are 16-byte aligned
 //   aliasing    none
 //
-// Numerics: f32, lanes add in order, then in a butterfly: the numbers depend on the values alone. Poison is also a NaN:
-// a row with both says so twice, and the host names the poison first. A row that is not finite has no norm.
+// Numerics: f32, lanes add in order, then in a butterfly: the numbers depend on the values alone. Poison is
+// also a NaN: a row with both says so twice, and the host names the poison first. A row that is not finite
+// has no norm.
 //
 // Source: src/sequence.rs, `verify`, the oracle (which adds in f64).
 
@@ -47,7 +48,8 @@ PTX_INLINE vec16 load_chunk(const fp16 *from, int count, bool aligned) {
     for (int i = 0; i < CHUNK; i++) {
         bits[i] = i < count ? from[i].bits : 0;
     }
-    return vec16{bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16, bits[6] | bits[7] << 16};
+    return vec16{bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
+                 bits[6] | bits[7] << 16};
 }
 
 }  // namespace

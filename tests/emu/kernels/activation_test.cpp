@@ -33,8 +33,8 @@ int main() {
             errors[0].add(value(half(quick[i])), x / (1 + std::exp(-1.702 * x)));
             errors[1].add(value(half(exact[i])), x * 0.5 * std::erfc(-x / std::sqrt(2.0)));
         }
-        std::printf("%d inputs, seed %llu: quick_gelu %.4f ulp, gelu %.4f ulp\n", count, seed, errors[0].worst,
-                    errors[1].worst);
+        std::printf("%d inputs, seed %llu: quick_gelu %.4f ulp, gelu %.4f ulp\n", count, seed,
+                    errors[0].worst, errors[1].worst);
         demand(count == 63488 && errors[0].worst < 0.51 && errors[1].worst < 0.51, "within 0.51 ulp");
     }
     return 0;

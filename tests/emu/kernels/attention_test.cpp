@@ -1,4 +1,5 @@
-// Both kernels of attention_sm80.cu against f64, over several key tiles with a tail, with small and with large logits.
+// Both kernels of attention_sm80.cu against f64, over several key tiles with a tail, with small and with
+// large logits.
 
 #include "attention_sm80.cu"
 #include "harness.h"
@@ -27,10 +28,9 @@ std::vector<fp16> test(const char *name, int shared, Case c, unsigned long long 
     }
     out.poison();
     std::vector<fp16> rest = out.copy();
-    emu::harness_demand(emu::launch_seed<kernel>(name, seed,
-                                                 emu::Dim((c.tokens + queries - 1) / queries, c.heads, c.images),
-                                                 emu::Dim(THREADS), shared, kernel, out.get(), qkv.get(), c.tokens,
-                                                 c.heads, pitch, out_pitch));
+    emu::harness_demand(emu::launch_seed<kernel>(
+        name, seed, emu::Dim((c.tokens + queries - 1) / queries, c.heads, c.images), emu::Dim(THREADS),
+        shared, kernel, out.get(), qkv.get(), c.tokens, c.heads, pitch, out_pitch));
     Errors errors;
     for (int image = 0; image < c.images; image++) {
         for (int head = 0; head < c.heads; head++) {
@@ -51,7 +51,8 @@ std::vector<fp16> test(const char *name, int shared, Case c, unsigned long long 
                     }
                 }
                 for (int d = 0; d < 64; d++) {
-                    const std::size_t at = (static_cast<std::size_t>(image) * c.tokens + t) * out_pitch + head * 64 + d;
+                    const std::size_t at =
+                        (static_cast<std::size_t>(image) * c.tokens + t) * out_pitch + head * 64 + d;
                     errors.add(value(out[at]), o[d] / sum);
                     rest[at] = out[at];
                 }
@@ -61,8 +62,8 @@ std::vector<fp16> test(const char *name, int shared, Case c, unsigned long long 
     for (std::size_t i = 0; i < out.size(); i++) {
         demand(out[i].bits == rest[i].bits, std::string(name) + " wrote where nothing is to be written");
     }
-    std::printf("%-14s B %d NH %d T %3d spread %g seed %llu: %.2e\n", name, c.images, c.heads, c.tokens, c.spread, seed,
-                errors.relative());
+    std::printf("%-14s B %d NH %d T %3d spread %g seed %llu: %.2e\n", name, c.images, c.heads, c.tokens,
+                c.spread, seed, errors.relative());
     demand(errors.relative() < (c.spread > 30 ? 2e-3 : 5e-4), name);
     return out.copy();
 }

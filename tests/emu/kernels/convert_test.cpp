@@ -32,9 +32,8 @@ unsigned short expected(double x, int policy) {
     return static_cast<unsigned short>(bits | (std::signbit(x) ? 0x8000u : 0u));
 }
 
-template <auto kernel, class T>
-void test(const char *name, const std::vector<T> &values, long long rows, int columns, int shift, int policy,
-          unsigned long long seed) {
+template <auto kernel, class T> void test(const char *name, const std::vector<T> &values, long long rows,
+                                          int columns, int shift, int policy, unsigned long long seed) {
     const long long out_pitch = round_up(columns, 8) + (shift ? 3 : 0);
     emu::Array<T> in(values.size() + shift);
     std::memcpy(in.get() + shift, values.data(), values.size() * sizeof(T));
@@ -43,9 +42,10 @@ void test(const char *name, const std::vector<T> &values, long long rows, int co
     report[0] = RangeReport{NOTHING, 0, 0};
     out.poison();
     const long long chunks = rows * ((out_pitch + 7) / 8);
-    emu::harness_demand(emu::launch_seed<kernel>(name, seed, emu::Dim(static_cast<unsigned>((chunks + 255) / 256)),
-                                                 emu::Dim(256), 0, static_cast<Entry>(kernel), out.get() + shift,
-                                                 in.get() + shift, rows, columns, out_pitch, policy, 1.0f, report.get()));
+    emu::harness_demand(
+        emu::launch_seed<kernel>(name, seed, emu::Dim(static_cast<unsigned>((chunks + 255) / 256)),
+                                 emu::Dim(256), 0, static_cast<Entry>(kernel), out.get() + shift,
+                                 in.get() + shift, rows, columns, out_pitch, policy, 1.0f, report.get()));
     unsigned long long first = NOTHING;
     unsigned count = 0;
     for (long long r = 0; r < rows; r++) {
@@ -66,7 +66,8 @@ void test(const char *name, const std::vector<T> &values, long long rows, int co
         }
     }
     demand(report[0].first == first && report[0].count == count, std::string(name) + ": the report");
-    std::printf("%s %lld x %d: first %lld, %u beyond\n", name, rows, columns, static_cast<long long>(first), count);
+    std::printf("%s %lld x %d: first %lld, %u beyond\n", name, rows, columns, static_cast<long long>(first),
+                count);
 }
 
 }  // namespace
@@ -76,7 +77,8 @@ int main() {
     std::vector<fp16> halves;
     std::vector<float> floats;
     for (int i = 0; i < 65536; i++) {
-        brain.push_back(bf16{static_cast<unsigned short>(i)}), halves.push_back(fp16{static_cast<unsigned short>(i)});
+        brain.push_back(bf16{static_cast<unsigned short>(i)}),
+            halves.push_back(fp16{static_cast<unsigned short>(i)});
     }
     for (int i = 0; i < 0x7c00; i++) {
         const float x = static_cast<float>(value(fp16{static_cast<unsigned short>(i)}));

@@ -36,14 +36,15 @@ void test(int hidden, int pitch, int shift, int policy, unsigned long long seed)
             if (std::isnan(x) || (over && policy == REFUSE)) {
                 first = std::min(first, static_cast<unsigned long long>(id * hidden + c));
             }
-            expected[shift + at * pitch + c] = half(over && policy == SATURATE ? std::copysign(65504.0f, x) : x);
+            expected[shift + at * pitch + c] =
+                half(over && policy == SATURATE ? std::copysign(65504.0f, x) : x);
         }
     }
     emu::Array<TextRow> device_rows(rows);
     emu::Array<RangeReport> report(1);
     report[0] = RangeReport{NOTHING, 0, 0};
-    emu::harness_demand(EMU_LAUNCH_SEED(seed, embed_tokens_f32, (count), (128), 0, device_rows.get(), count, table.get(),
-                                        vocab, hidden, policy, report.get()));
+    emu::harness_demand(EMU_LAUNCH_SEED(seed, embed_tokens_f32, (count), (128), 0, device_rows.get(), count,
+                                        table.get(), vocab, hidden, policy, report.get()));
     for (std::size_t i = 0; i < sequence.size(); i++) {
         demand(sequence[i].bits == expected[i].bits, "embed_tokens_f32");
     }

@@ -9,7 +9,8 @@ using namespace check;
 
 namespace {
 
-void test(int rows, int width, int gap, double mean, double deviation, bool in_place, unsigned long long seed) {
+void test(int rows, int width, int gap, double mean, double deviation, bool in_place,
+          unsigned long long seed) {
     Random random(seed + static_cast<unsigned>(width));
     const int pitch = width + gap;
     const double eps = 1e-5;
@@ -24,8 +25,9 @@ void test(int rows, int width, int gap, double mean, double deviation, bool in_p
     y.poison();
     emu::Array<fp16> &out = in_place ? x : y;
     std::vector<fp16> rest = out.copy();
-    emu::harness_demand(EMU_LAUNCH_SEED(seed, layer_norm, ((rows + 3) / 4), (128), 0, out.get(), x.get(), weight.get(),
-                                        bias.get(), rows, width, pitch, static_cast<float>(eps)));
+    emu::harness_demand(EMU_LAUNCH_SEED(seed, layer_norm, ((rows + 3) / 4), (128), 0, out.get(), x.get(),
+                                        weight.get(), bias.get(), rows, width, pitch,
+                                        static_cast<float>(eps)));
     Errors errors;
     for (int r = 0; r < rows; r++) {
         double m = 0, v = 0;
@@ -45,8 +47,8 @@ void test(int rows, int width, int gap, double mean, double deviation, bool in_p
     for (std::size_t i = 0; i < out.size(); i++) {
         demand(out[i].bits == rest[i].bits, "layer_norm wrote where nothing is to be written");
     }
-    std::printf("rows %d width %4d mean %g deviation %g: %.3f ulp, %.2e\n", rows, width, mean, deviation, errors.worst,
-                errors.relative());
+    std::printf("rows %d width %4d mean %g deviation %g: %.3f ulp, %.2e\n", rows, width, mean, deviation,
+                errors.worst, errors.relative());
     demand(errors.worst <= 0.51 && errors.relative() < 4e-4, "layer_norm");
 }
 

@@ -1,4 +1,5 @@
-// Every epilogue of both tiles of linear_sm80.cu against f64: tails in M, N and K, odd pitches, several slots per image.
+// Every epilogue of both tiles of linear_sm80.cu against f64: tails in M, N and K, odd pitches, several slots
+// per image.
 
 #include "linear_sm80.cu"
 #include "harness.h"
@@ -36,7 +37,8 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
     const int pitch = c.n + c.out_extra;
     const int a_rows = c.skip ? c.m + (c.m - 1) / c.group + 1 : c.m;
     // What lies beyond round_up(k, 8) stays NaN: it must not be read, or must not count.
-    emu::Array<fp16> a(static_cast<std::size_t>(a_rows) * a_pitch), w(static_cast<std::size_t>(c.n) * w_pitch);
+    emu::Array<fp16> a(static_cast<std::size_t>(a_rows) * a_pitch),
+        w(static_cast<std::size_t>(c.n) * w_pitch);
     emu::Array<fp16> bias(c.n);
     const int extra_rows = embed ? tokens : c.m, out_rows = embed ? images * tokens : c.m;
     emu::Array<fp16> extra(static_cast<std::size_t>(extra_rows) * pitch + c.shift);
@@ -65,7 +67,8 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
     std::vector<int> image_of;
     for (int image = 0; image < images; image++) {
         for (int s = 0; s < (image + 1) % 3; s++) {
-            fp16 *first = sequence.get() + c.shift + slots.size() * static_cast<std::size_t>(c.group * slot_pitch);
+            fp16 *first =
+                sequence.get() + c.shift + slots.size() * static_cast<std::size_t>(c.group * slot_pitch);
             slots.push_back(SlotRows{first, slot_pitch, s == 1 ? c.group - 1 : c.group, 0});
             image_of.push_back(image);
         }
@@ -89,7 +92,8 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
     emu::harness_demand(emu::launch_seed<kernel>(name, seed, emu::Dim(linear_tiles<Tile>(c.m, c.n)),
                                                  emu::Dim(Tile::THREADS), Tile::SHARED_BYTES, kernel, args));
 
-    std::vector<double> sums(static_cast<std::size_t>(c.m) * c.n), weight(static_cast<std::size_t>(c.n) * c.k);
+    std::vector<double> sums(static_cast<std::size_t>(c.m) * c.n),
+        weight(static_cast<std::size_t>(c.n) * c.k);
     for (int n = 0; n < c.n; n++) {
         for (int i = 0; i < c.k; i++) {
             weight[n * c.k + i] = value(w[n * w_pitch + i]);
@@ -123,7 +127,8 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
             if (scatter) {
                 for (int s = begin[image]; s < begin[image + 1]; s++) {
                     if (patch < slots[s].rows) {
-                        compare(slots[s].first - sequence.get() + static_cast<std::size_t>(patch) * slot_pitch + n,
+                        compare(slots[s].first - sequence.get() +
+                                    static_cast<std::size_t>(patch) * slot_pitch + n,
                                 with_bias);
                     }
                 }
@@ -142,21 +147,25 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
         }
     }
     for (std::size_t i = 0; i < got.size(); i++) {
-        demand(got[i].bits == expected_rest[i].bits, std::string(name) + " wrote where nothing is to be written");
+        demand(got[i].bits == expected_rest[i].bits,
+               std::string(name) + " wrote where nothing is to be written");
     }
-    std::printf("%-26s m %3d n %3d k %3d seed %llu: %.3f ulp, %.2e\n", name, c.m, c.n, c.k, seed, errors.worst,
-                errors.relative());
+    std::printf("%-26s m %3d n %3d k %3d seed %llu: %.3f ulp, %.2e\n", name, c.m, c.n, c.k, seed,
+                errors.worst, errors.relative());
     demand(errors.worst <= 0.52 && errors.relative() < 4e-4, name);
     return got;
 }
 
 // Both tiles, which agree on every bit.
-#define TEST(epilogue, kernel)                                                                                        \
-    do {                                                                                                              \
-        const auto big = test<LinearTile128x128, Epilogue::epilogue, kernel##_128x128>(#kernel "_128x128", c, seed);  \
-        const auto small = test<LinearTile64x64, Epilogue::epilogue, kernel##_64x64>(#kernel "_64x64", c, seed);      \
-        demand(std::equal(big.begin(), big.end(), small.begin(), [](fp16 a, fp16 b) { return a.bits == b.bits; }),    \
-               #kernel " depends on the tile");                                                                       \
+#define TEST(epilogue, kernel)                                                                          \
+    do {                                                                                                \
+        const auto big =                                                                                \
+            test<LinearTile128x128, Epilogue::epilogue, kernel##_128x128>(#kernel "_128x128", c, seed); \
+        const auto small =                                                                              \
+            test<LinearTile64x64, Epilogue::epilogue, kernel##_64x64>(#kernel "_64x64", c, seed);       \
+        demand(std::equal(big.begin(), big.end(), small.begin(),                                        \
+                          [](fp16 a, fp16 b) { return a.bits == b.bits; }),                             \
+               #kernel " depends on the tile");                                                         \
     } while (0)
 
 }  // namespace

@@ -11,7 +11,8 @@ namespace {
 
 void cut(int grid, int patch, int gap, unsigned long long seed) {
     Random random(seed);
-    const int side = grid * patch, rgb_pitch = 3 * side + gap, len = 3 * patch * patch, out_pitch = round_up(len, 8) + 8 * (gap % 2);
+    const int side = grid * patch, rgb_pitch = 3 * side + gap, len = 3 * patch * patch,
+              out_pitch = round_up(len, 8) + 8 * (gap % 2);
     emu::Array<unsigned char> rgb(static_cast<std::size_t>(side) * rgb_pitch, 0);
     for (std::size_t i = 0; i < rgb.size(); i++) {
         rgb[i] = static_cast<unsigned char>(random.below(256));
@@ -21,12 +22,14 @@ void cut(int grid, int patch, int gap, unsigned long long seed) {
         table[i] = half(random.normal());
     }
     out.poison();
-    emu::harness_demand(EMU_LAUNCH_SEED(seed, patches, ((grid * grid + 7) / 8), (128), 1536, out.get(), rgb.get(),
-                                        table.get(), grid, patch, out_pitch, rgb_pitch));
+    emu::harness_demand(EMU_LAUNCH_SEED(seed, patches, ((grid * grid + 7) / 8), (128), 1536, out.get(),
+                                        rgb.get(), table.get(), grid, patch, out_pitch, rgb_pitch));
     for (int p = 0; p < grid * grid; p++) {
         for (int i = 0; i < out_pitch; i++) {
-            const int c = i / (patch * patch), y = p / grid * patch + i / patch % patch, x = p % grid * patch + i % patch;
-            const unsigned short expected = i < len ? table[c * 256 + rgb[y * rgb_pitch + 3 * x + c]].bits : 0;
+            const int c = i / (patch * patch), y = p / grid * patch + i / patch % patch,
+                      x = p % grid * patch + i % patch;
+            const unsigned short expected =
+                i < len ? table[c * 256 + rgb[y * rgb_pitch + 3 * x + c]].bits : 0;
             demand(out[p * out_pitch + i].bits == expected, "patches");
         }
     }

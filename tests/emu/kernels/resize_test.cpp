@@ -16,7 +16,8 @@ struct Axis {
     std::vector<int> first, count, weights;
     int taps = 0;
     Axis(int n_in, int n_out) {
-        const double scale = static_cast<double>(n_in) / n_out, stretch = std::fmax(scale, 1), reach = 2 * stretch;
+        const double scale = static_cast<double>(n_in) / n_out, stretch = std::fmax(scale, 1),
+                     reach = 2 * stretch;
         auto cubic = [](double x) {
             x = std::fabs(x);
             return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
@@ -41,12 +42,15 @@ struct Axis {
         }
         for (const auto &row : all) {
             weights.insert(weights.end(), row.begin(), row.end());
-            weights.insert(weights.end(), static_cast<std::size_t>(taps) - row.size(), 0x7fffffff);  // never read
+            weights.insert(weights.end(), static_cast<std::size_t>(taps) - row.size(),
+                           0x7fffffff);  // never read
         }
     }
 };
 
-unsigned char clipped(long long sum) { return static_cast<unsigned char>(std::min(std::max(sum >> 22, 0ll), 255ll)); }
+unsigned char clipped(long long sum) {
+    return static_cast<unsigned char>(std::min(std::max(sum >> 22, 0ll), 255ll));
+}
 
 void resize(int w, int h, int w_out, int h_out, int gap, unsigned long long seed) {
     Random random(seed);
@@ -60,12 +64,12 @@ void resize(int w, int h, int w_out, int h_out, int gap, unsigned long long seed
     }
     emu::Array<int> first(across.first), count(across.count), weights(across.weights);
     emu::harness_demand(EMU_LAUNCH_SEED(seed, resize_horizontal, ((h + 3) / 4, (w_out + 127) / 128), (128), 0,
-                                        mid.get(), in.get(), first.get(), count.get(), weights.get(), across.taps, w_out,
-                                        h, in_pitch, mid_pitch));
+                                        mid.get(), in.get(), first.get(), count.get(), weights.get(),
+                                        across.taps, w_out, h, in_pitch, mid_pitch));
     emu::Array<int> first2(down.first), count2(down.count), weights2(down.weights);
     emu::harness_demand(EMU_LAUNCH_SEED(seed, resize_vertical, (h_out, (3 * w_out + 511) / 512), (128), 0,
-                                        out.get(), mid.get(), first2.get(), count2.get(), weights2.get(), down.taps,
-                                        3 * w_out, h_out, mid_pitch, out_pitch));
+                                        out.get(), mid.get(), first2.get(), count2.get(), weights2.get(),
+                                        down.taps, 3 * w_out, h_out, mid_pitch, out_pitch));
     for (int y = 0; y < h; y++) {
         for (int i = 0; i < mid_pitch; i++) {
             long long sum = 1 << 21;
@@ -80,7 +84,8 @@ void resize(int w, int h, int w_out, int h_out, int gap, unsigned long long seed
         for (int i = 0; i < out_pitch; i++) {
             long long sum = 1 << 21;
             for (int k = 0; i < 3 * w_out && k < down.count[y]; k++) {
-                sum += static_cast<long long>(down.weights[y * down.taps + k]) * mid[(down.first[y] + k) * mid_pitch + i];
+                sum += static_cast<long long>(down.weights[y * down.taps + k]) *
+                       mid[(down.first[y] + k) * mid_pitch + i];
             }
             demand(out[y * out_pitch + i] == (i < 3 * w_out ? clipped(sum) : 0xaa), "vertical pass");
         }

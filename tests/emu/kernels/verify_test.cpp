@@ -34,16 +34,19 @@ void test(int count, int hidden, int pitch, int shift, unsigned long long seed) 
     emu::harness_demand(EMU_LAUNCH_SEED(seed, verify_rows, ((count + 3) / 4), (128), 0, check.get(),
                                         rows.get() + shift, static_cast<long long>(pitch), count, hidden));
     for (int r = 0; r < count; r++) {
-        demand(check[r].bad_channel == expected[r].bad_channel && check[r].poisoned == expected[r].poisoned, "verify_rows");
-        demand(expected[r].bad_channel >= 0 || std::fabs(check[r].norm / expected[r].norm - 1) < 1e-5, "norms");
+        demand(check[r].bad_channel == expected[r].bad_channel && check[r].poisoned == expected[r].poisoned,
+               "verify_rows");
+        demand(expected[r].bad_channel >= 0 || std::fabs(check[r].norm / expected[r].norm - 1) < 1e-5,
+               "norms");
     }
     for (int r = 0; r < count; r++) {
         check[r].norm = static_cast<float>(r);
     }
-    emu::Array<SlotRange> ranges(std::vector<SlotRange>{{0, 0}, {0, count}, {count - 1, 1}, {2, 3}, {0, 1}, {1, count / 2}});
+    emu::Array<SlotRange> ranges(
+        std::vector<SlotRange>{{0, 0}, {0, count}, {count - 1, 1}, {2, 3}, {0, 1}, {1, count / 2}});
     emu::Array<float> means(ranges.size());
-    emu::harness_demand(EMU_LAUNCH_SEED(seed, verify_slots, (2), (128), 0, means.get(), check.get(), ranges.get(),
-                                        static_cast<int>(ranges.size())));
+    emu::harness_demand(EMU_LAUNCH_SEED(seed, verify_slots, (2), (128), 0, means.get(), check.get(),
+                                        ranges.get(), static_cast<int>(ranges.size())));
     for (std::size_t s = 0; s < ranges.size(); s++) {
         const double mean = ranges[s].len ? ranges[s].offset + (ranges[s].len - 1) / 2.0 : 0;
         demand(std::fabs(means[s] - mean) < 1e-4, "verify_slots");
@@ -55,7 +58,8 @@ void test(int count, int hidden, int pitch, int shift, unsigned long long seed) 
 
 int main() {
     for (const unsigned long long seed : seeds(3)) {
-        test(30, 64, 64, 0, seed), test(97, 17, 19, 1, seed), test(6, 4096, 4096, 0, seed), test(6, 300, 301, 0, seed);
+        test(30, 64, 64, 0, seed), test(97, 17, 19, 1, seed), test(6, 4096, 4096, 0, seed),
+            test(6, 300, 301, 0, seed);
     }
     return 0;
 }
