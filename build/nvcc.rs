@@ -224,7 +224,7 @@ impl Build<'_> {
 
     fn join(&self, nvcc: &Nvcc) -> Result<(), String> {
         let mut command = Command::new(nvcc.beside("fatbinary"));
-        command.arg("-64").arg(option("--create=", &self.image.fatbin));
+        command.args(["-64", "--compress-all"]).arg(option("--create=", &self.image.fatbin));
         let images = self.real.iter().map(|arch| ("elf", *arch, "cubin"));
         let portable = self.virtual_arch == PORTABLE.0;
         for (kind, arch, extension) in images.chain(portable.then_some(("ptx", self.virtual_arch, "ptx"))) {

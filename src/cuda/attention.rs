@@ -117,17 +117,11 @@ impl Attention {
     }
 }
 
-/// Chooses the blocks that are done first, for so many pairs of image and head: by waves over the
-/// multiprocessors, which hold three small blocks or two large ones at a time.
-///
-/// The rate of small blocks, 0.85 of the large ones', is an estimate: keys and values go through shared memory
-/// twice as often for a multiplication.
+/// Chooses the blocks for so many pairs of image and head: large ones as soon as there are two for each
+/// multiprocessor, which is what it holds at a time. By counting, not by measurement (kernels/README.md).
 pub(crate) fn choose_queries(tokens: usize, pairs: usize, multiprocessors: usize) -> Queries {
-    let cost = |queries: Queries, at_a_time: usize, per_mille: usize| {
-        let blocks = tokens.div_ceil(queries.count()) * pairs;
-        blocks.div_ceil(at_a_time * multiprocessors.max(1)) * at_a_time * queries.count() * 1000 / per_mille
-    };
-    if cost(Queries::Few, 3, 850) < cost(Queries::Many, 2, 1000) { Queries::Few } else { Queries::Many }
+    let blocks = tokens.div_ceil(Queries::Many.count()) * pairs;
+    if blocks < 2 * multiprocessors { Queries::Few } else { Queries::Many }
 }
 
 #[cfg(test)]

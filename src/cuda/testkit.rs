@@ -19,7 +19,7 @@ pub(crate) use crate::cpu::testkit::{
 };
 
 /// Asks for the machine's own GPU.
-fn on_real_gpu() -> bool {
+pub(crate) fn on_real_gpu() -> bool {
     std::env::var_os("IMAGEHERE_TEST_GPU").is_some_and(|value| value == "1")
 }
 
@@ -36,17 +36,29 @@ pub(crate) fn gpu() -> &'static Gpu {
 }
 
 /// Builds the emulated device and loads it, once: who asks for the driver from now on gets it.
-pub(crate) fn load_emulator() {
-    static LOADED: OnceLock<()> = OnceLock::new();
+fn load_emulator() -> &'static libloading::Library {
+    static LOADED: OnceLock<libloading::Library> = OnceLock::new();
     LOADED.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let built = Command::new("bash").arg(root.join("tests/emu/build")).status().unwrap();
         assert!(built.success(), "tests/emu/build: {built}");
         let path = root.join("target/emu/libcuda.so");
         // SAFETY: a library of this repository's own; it is never unloaded.
-        let library = unsafe { libloading::Library::new(&path) };
-        std::mem::forget(library.unwrap_or_else(|error| panic!("{}: {error}", path.display())));
-    });
+        unsafe { libloading::Library::new(&path) }
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    })
+}
+
+/// A number of the kernels' headers, which the emulated device knows.
+pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
+    if on_real_gpu() {
+        return None;
+    }
+    let name = std::ffi::CString::new(name).unwrap();
+    type Constant = unsafe extern "C" fn(*const std::ffi::c_char) -> i64;
+    // SAFETY: a function of this repository's own (tests/emu/driver/constants.cpp), of this type.
+    let value = unsafe { load_emulator().get::<Constant>("emu_constant").unwrap()(name.as_ptr()) };
+    (value >= 0).then_some(value)
 }
 
 /// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a magic

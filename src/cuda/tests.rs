@@ -1,5 +1,6 @@
 use super::driver::DevicePtr;
 use super::launch::{Entry, Kernel, parameters};
+use super::layer_norm::LayerNormParameters;
 use super::testkit::{Bench, gpu};
 use super::*;
 
@@ -60,10 +61,107 @@ fn a_missing_image_is_named() {
 #[test]
 fn launches_outside_the_grid_are_refused() {
     let bench = Bench::new();
-    let kernel = &bench.gpu.kernels.layer_norm;
-    let _ = kernel;
-    let name = "x";
-    assert!(launch::int(name, "rows", 1 << 31).is_err() && launch::int(name, "rows", (1 << 31) - 1).is_ok());
+    let image = super::testkit::images().iter().find(|image| image.name == "layer_norm").unwrap();
+    let module = Module::load(&bench.gpu.context, image.name, image.bytes).unwrap();
+    let kernel = Kernel::<LayerNormParameters>::load(&module, layer_norm::ENTRY).unwrap();
+    let null = DevicePtr::NULL;
+    let parameters = LayerNormParameters {
+        y: null,
+        x: null,
+        weight: null,
+        bias: null,
+        rows: 0,
+        width: 8,
+        pitch: 8,
+        eps: 0.0,
+    };
+    for grid in [[0, 1, 1], [1 << 31, 1, 1], [1, 1 << 16, 1], [1, 1, 1 << 16]] {
+        // SAFETY: refused before anything is launched.
+        let error = unsafe { launch::launch(&bench.stream, &kernel, grid, &parameters) }.unwrap_err();
+        assert!(error.to_string().contains("launch of layer_norm: a grid of"), "{error}");
+    }
+    assert!(launch::int("x", "rows", 1 << 31).is_err() && launch::int("x", "rows", (1 << 31) - 1).is_ok());
+}
+
+#[test]
+fn launches_have_the_kernels_own_constants() {
+    let _ = gpu();
+    if super::testkit::emulated_constant("warp").is_none() {
+        return; // the machine's own GPU does not tell
+    }
+    let constant = |name: &str| super::testkit::emulated_constant(name).unwrap();
+    for ([large, small], epilogue) in linear::ENTRIES.into_iter().zip(0..) {
+        for (entry, tile) in [(large, linear::Tile::Large), (small, linear::Tile::Small)] {
+            let stem = if tile == linear::Tile::Large { "linear_128x128" } else { "linear_64x64" };
+            let is = |name: &str| constant(&format!("{stem}.{name}"));
+            assert_eq!(is("threads"), i64::from(entry.threads), "epilogue {epilogue}");
+            assert_eq!(is("shared_bytes"), i64::from(entry.shared));
+            assert_eq!((is("bm"), is("bn")), (tile.side() as i64, tile.side() as i64));
+        }
+    }
+    assert_eq!(constant("linear.args_bytes"), size_of::<linear::LinearArgs>() as i64);
+}
+
+/// Runs one of the tests below in a process of its own.
+fn in_child(test: &str, environment: &[(&str, &str)]) {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("cuda::tests::{test}"), "--ignored", "--nocapture"]);
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let said =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// A layer norm of some rows, to the end of its stream.
+fn layer_norm_fails() -> Error {
+    let bench = Bench::new();
+    let (_x, x) = bench.matrix(&[half::f16::ONE; 64], 8, 8, half::f16::ZERO);
+    let weights = bench.array(&[half::f16::ONE; 8]);
+    let norm = layer_norm::Norm { weight: weights.span(), bias: weights.span() };
+    let done = bench.gpu.kernels.layer_norm.enqueue(&bench.stream, &x, &x, &norm);
+    done.and_then(|()| bench.stream.synchronize()).unwrap_err()
+}
+
+#[test]
+fn a_failing_kernel_is_named_when_launches_are_waited_for() {
+    if !super::testkit::on_real_gpu() {
+        in_child(
+            "child_names_the_kernel",
+            &[("EMU_FAIL", "launch:layer_norm:700"), ("IMAGEHERE_CUDA_SYNC", "1")],
+        );
+    }
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn child_names_the_kernel() {
+    let error = layer_norm_fails().to_string();
+    assert!(error.contains("kernel layer_norm in 2x1x1 blocks of 128 threads failed"), "{error}");
+    assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{error}");
+}
+
+#[test]
+fn a_broken_device_is_refused_from_then_on() {
+    if !super::testkit::on_real_gpu() {
+        in_child("child_is_refused", &[("EMU_FAIL", "launch:layer_norm:719")]);
+    }
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn child_is_refused() {
+    let error = layer_norm_fails();
+    assert_eq!(error.category(), crate::Category::Device);
+    assert!(
+        error.to_string().contains("cuStreamSynchronize failed: CUDA_ERROR_LAUNCH_FAILED (719)"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("IMAGEHERE_CUDA_SYNC=1"), "{error}");
+    let error = Context::open(0).unwrap_err().to_string();
+    assert!(
+        error.contains("its context broke earlier in this process: cuStreamSynchronize failed"),
+        "{error}"
+    );
 }
 
 #[test]
