@@ -36,7 +36,7 @@ pub(crate) fn gpu() -> &'static Gpu {
 }
 
 /// Builds the emulated device and loads it, once: who asks for the driver from now on gets it.
-fn load_emulator() -> &'static libloading::Library {
+pub(crate) fn load_emulator() -> &'static libloading::Library {
     static LOADED: OnceLock<libloading::Library> = OnceLock::new();
     LOADED.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
