@@ -50,6 +50,7 @@ pub struct SequenceBuffer<'a> {
 enum Storage<'a> {
     Owned(Vec<f16>),
     Wrapped(&'a mut [f16]),
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "made by devices that have memory"))]
     Device(Box<dyn DeviceRows>),
 }
 
@@ -119,6 +120,7 @@ impl<'a> SequenceBuffer<'a> {
     }
 
     /// Takes rows in a device's memory.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "called by devices that have memory"))]
     pub(crate) fn on_device(rows: Box<dyn DeviceRows>) -> Self {
         Self { storage: Storage::Device(rows), ..Self::default() }
     }

@@ -15,6 +15,7 @@
 //! tables of its resize, the table of text rows, and the rows that go back to the host.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use bytemuck::Zeroable;
 use half::f16;
@@ -31,7 +32,7 @@ use super::tower::{Workspace, enqueue_tower};
 use super::upload::Ring;
 use super::verify::{RowCheck, SlotRange};
 use super::weights::DeviceWeights;
-use crate::backend::Stage;
+use crate::backend::{Stage, TraceFn};
 use crate::checkpoint::weights::VisionWeights;
 use crate::checkpoint::{DType, EmbeddingTable, RangePolicy};
 use crate::config::ModelConfig;
@@ -250,11 +251,6 @@ impl Arena {
         embed_tokens.enqueue(&self.compute, table.cast()?, &embedding, self.policy, report.cast()?)
     }
 
-    /// What happens to values that fp16 cannot hold.
-    pub(crate) fn policy(&self) -> RangePolicy {
-        self.policy
-    }
-
     /// Waits for all work, and says what the text rows held that fp16 cannot.
     ///
     /// # Errors
@@ -300,7 +296,7 @@ impl Arena {
     pub(crate) fn end_group(
         &mut self,
         slots: &[Vec<SlotRows>],
-        trace: Option<&mut (dyn FnMut(usize, Stage, &[f16]) + Send)>,
+        trace: Option<&mut TraceFn<'_>>,
     ) -> Result<()> {
         let images = slots.len();
         let parity = self.round % 2;
@@ -357,7 +353,7 @@ impl Arena {
         &mut self,
         images: usize,
         table: &SlotTable,
-        trace: Option<&mut (dyn FnMut(usize, Stage, &[f16]) + Send)>,
+        trace: Option<&mut TraceFn<'_>>,
     ) -> Result<()> {
         let (stream, kernels) = (&self.compute, &self.gpu.kernels);
         let (config, weights, workspace) = (&self.config, &self.weights, &self.workspace);
@@ -397,12 +393,15 @@ impl Arena {
         if launch::waits() {
             return work();
         }
-        if !self.graphs.contains_key(&images) {
-            tracing::debug!(images, "capturing the tower");
-            self.graphs.insert(images, stream.capture(work)?);
-        }
+        let graph = match self.graphs.entry(images) {
+            Entry::Occupied(captured) => captured.into_mut(),
+            Entry::Vacant(place) => {
+                tracing::debug!(images, "capturing the tower");
+                place.insert(stream.capture(work)?)
+            }
+        };
         // SAFETY: the graph was captured with the memory of this arena, which outlives it; streams order its use.
-        unsafe { stream.replay(&self.graphs[&images]) }
+        unsafe { stream.replay(graph) }
     }
 
     /// Image `i` of the current group, resized, `[S, S, 3]`.

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::*;
-use crate::backend::{Backend, Observer, TokenEmbeddings};
+use crate::backend::{Observer, TokenEmbeddings};
 use crate::cpu::CpuBackend;
 use crate::cuda::linear::SlotRows;
 use crate::cuda::linear::tests::Slots;
