@@ -27,6 +27,7 @@
 //! | [`sequence`] | the buffer `[L, H]`, who may write which rows, whether all were written |
 //! | [`backend`] | the waist: what is asked of a device |
 //! | [`cpu`] | the answer in plain Rust: the embedded default, and the oracle of every other |
+//! | [`cuda`] | the answer of an NVIDIA GPU, in kernels of its own |
 //! | [`features`] | one image's rows as a value |
 //! | [`encoder`] | the façade |
 //! | [`output`] | sequences to files |
@@ -46,7 +47,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `cli` | yes | the `imagehere` binary |
-//! | `cuda` | yes | reserved for the CUDA backend; adds nothing yet |
+//! | `cuda` | yes | the CUDA backend; kernels are compiled where there is an nvcc (`kernels/fetch-nvcc`) |
 //! | `jpeg-exact` | yes | JPEG byte-equal to Pillow; needs a C compiler |
 //!
 //! Without default features the library builds without C.
