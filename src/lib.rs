@@ -27,7 +27,7 @@
 //! | [`sequence`] | the buffer `[L, H]`, who may write which rows, whether all were written |
 //! | [`backend`] | the waist: what is asked of a device |
 //! | [`cpu`] | the answer in plain Rust: the embedded default, and the oracle of every other |
-//! | `cuda` | the answer of NVIDIA GPUs: launchers named as the files of `kernels/`, and what runs them |
+//! | `cuda` | the answer of NVIDIA GPUs, in kernels of its own: launchers named as the files of `kernels/` |
 //! | [`features`] | one image's rows as a value |
 //! | [`encoder`] | the façade |
 //! | [`output`] | sequences to files |
@@ -47,7 +47,11 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `cli` | yes | the `imagehere` binary |
+<<<<<<< HEAD
 //! | `cuda` | yes | the CUDA backend; needs neither a GPU nor a toolkit to build, kernels only where there is an nvcc |
+=======
+//! | `cuda` | yes | the CUDA backend; kernels are compiled where there is an nvcc (`kernels/fetch-nvcc`) |
+>>>>>>> cuda
 //! | `jpeg-exact` | yes | JPEG byte-equal to Pillow; needs a C compiler |
 //!
 //! Without default features the library builds without C.

@@ -43,6 +43,13 @@ pub(super) fn place(dtype: DType) -> usize {
     }
 }
 
+/// Values as a checkpoint stores them, packed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) values: Span<u8>,
+    pub(crate) dtype: DType,
+}
+
 /// The loaded kernels.
 #[derive(Debug)]
 pub(crate) struct Convert {
@@ -62,19 +69,19 @@ impl Convert {
         &self,
         stream: &Stream,
         out: &Matrix,
-        from: Span<u8>,
-        dtype: DType,
+        from: Stored,
         scale: f32,
         policy: RangePolicy,
         report: Span<RangeReport>,
     ) -> Result<()> {
+        let Stored { values, dtype } = from;
         let kernel = &self.kernels[place(dtype)];
         let name = kernel.name();
         out.check(name, "out")?;
         contract!(name, out.rows * out.pitch <= out.span.len(), "no room after the last row: {out:?}");
         let bytes = out.rows * out.columns * dtype.size();
-        contract!(name, bytes <= from.len(), "{bytes} bytes of values in {from:?}");
-        contract!(name, from.ptr().is_aligned(dtype.size() as u64), "{} in {from:?}", dtype.name());
+        contract!(name, bytes <= values.len(), "{bytes} bytes of values in {values:?}");
+        contract!(name, values.ptr().is_aligned(dtype.size() as u64), "{} in {values:?}", dtype.name());
         check_report(name, report)?;
         let threads = out.rows * out.pitch.div_ceil(VECTOR);
         if out.rows == 0 || out.columns == 0 {
@@ -82,7 +89,7 @@ impl Convert {
         }
         let parameters = ConvertParameters {
             out: out.span.ptr(),
-            from: from.ptr(),
+            from: values.ptr(),
             rows: out.rows as i64,
             columns: int(name, "columns", out.columns)?,
             out_pitch: out.pitch as i64,

@@ -160,6 +160,8 @@ pub(crate) unsafe fn launch<P: Parameters>(
     }
     tracing::trace!(kernel = name, ?grid, threads, shared, "launch");
     let raw = kernel.function.raw();
+    // Asked before, so that the next call after the launch is the wait: it is the next call that gets the error.
+    let wait = waits() && !stream.is_capturing()?;
     let what = || format!("{name} in {x}x{y}x{z} blocks of {threads} threads");
     stream.run(
         || format!("cuLaunchKernel of {}", what()),
@@ -171,7 +173,7 @@ pub(crate) unsafe fn launch<P: Parameters>(
         },
     )?;
     stream.count_launch();
-    if waits() && !stream.is_capturing()? {
+    if wait {
         // SAFETY: the stream is alive.
         stream.run(|| format!("kernel {}", what()), |stream| unsafe { cuStreamSynchronize(stream) })?;
     }

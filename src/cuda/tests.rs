@@ -136,7 +136,7 @@ fn a_failing_kernel_is_named_when_launches_are_waited_for() {
 #[ignore = "run by the test above, in a process of its own"]
 fn child_names_the_kernel() {
     let error = layer_norm_fails().to_string();
-    assert!(error.contains("kernel layer_norm in 2x1x1 blocks of 128 threads failed"), "{error}");
+    assert!(error.contains("layer_norm in 2x1x1 blocks of 128 threads failed"), "{error}");
     assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{error}");
 }
 
@@ -152,16 +152,12 @@ fn a_broken_device_is_refused_from_then_on() {
 fn child_is_refused() {
     let error = layer_norm_fails();
     assert_eq!(error.category(), crate::Category::Device);
-    assert!(
-        error.to_string().contains("cuStreamSynchronize failed: CUDA_ERROR_LAUNCH_FAILED (719)"),
-        "{error}"
-    );
+    // Whichever call came next.
+    assert!(error.to_string().contains(" failed: CUDA_ERROR_LAUNCH_FAILED (719)"), "{error}");
     assert!(error.to_string().contains("IMAGEHERE_CUDA_SYNC=1"), "{error}");
     let error = Context::open(0).unwrap_err().to_string();
-    assert!(
-        error.contains("its context broke earlier in this process: cuStreamSynchronize failed"),
-        "{error}"
-    );
+    let broke = error.contains("its context broke earlier in this process: cu");
+    assert!(broke && error.contains("CUDA_ERROR_LAUNCH_FAILED"), "{error}");
 }
 
 #[test]

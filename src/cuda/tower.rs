@@ -70,7 +70,7 @@ impl Workspace {
         self.images
     }
 
-    /// Where the patches of image `i` go before [`enqueue_tower`], `[P, 3·patch²]`.
+    /// Where the patches of image `i` go before [`Tower::enqueue`], `[P, 3·patch²]`.
     ///
     /// # Errors
     /// [`Error::Internal`] if there is no room for so many images.
@@ -120,62 +120,70 @@ impl Places {
     }
 }
 
-/// Enqueues tower and projector for the first `images` images of the workspace, from their patches to all their
-/// slots.
-///
-/// `after` is called when a stage is enqueued, with the matrix that will hold it; `|_, _| Ok(())` where nobody
-/// looks. Only enqueues: the result is there when the stream is done, and the call may be captured.
-///
-/// # Errors
-/// [`Error::Internal`] if there is no room for so many images, or a contract is broken; [`Error::Device`] if the
-/// driver fails; those of `after`.
-#[expect(clippy::too_many_arguments, reason = "each is another thing; a struct would only rename the list")]
-pub(crate) fn enqueue_tower(
-    stream: &Stream,
-    kernels: &Kernels,
-    config: &ModelConfig,
-    weights: &DeviceWeights,
-    workspace: &Workspace,
-    images: usize,
-    slots: &SlotTable,
-    after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>,
-) -> Result<()> {
-    if images > workspace.images {
-        return Err(Error::Internal(format!("{images} images in a workspace for {}", workspace.images)));
+/// What a tower is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tower<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) weights: &'a DeviceWeights,
+    pub(crate) workspace: &'a Workspace,
+}
+
+impl Tower<'_> {
+    /// Enqueues tower and projector for the first `images` images of the workspace, from their patches to all
+    /// their slots.
+    ///
+    /// `after` is called when a stage is enqueued, with the matrix that will hold it; `|_, _| Ok(())` where
+    /// nobody looks. Only enqueues: the result is there when the stream is done, and the call may be captured.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if there is no room for so many images, or a contract is broken; [`Error::Device`] if
+    /// the driver fails; those of `after`.
+    pub(crate) fn enqueue(
+        &self,
+        stream: &Stream,
+        images: usize,
+        slots: &SlotTable,
+        after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>,
+    ) -> Result<()> {
+        let Self { kernels, config, weights, workspace } = *self;
+        if images > workspace.images {
+            return Err(Error::Internal(format!("{images} images in a workspace for {}", workspace.images)));
+        }
+        let ModelConfig { patches, tokens, .. } = *config;
+        let of_patches = workspace.patches.first(images * patches)?;
+        let hidden = workspace.hidden.first(images * tokens)?;
+        let mixed = workspace.mixed.first(images * tokens)?;
+        let qkv = workspace.qkv.first(images * tokens)?;
+        let mlp = workspace.mlp.first(images * tokens)?;
+        let inner = workspace.inner.first(images * patches)?;
+        let Kernels { linear, attention, layer_norm, .. } = kernels;
+
+        after(Stage::Patches, &of_patches)?;
+        let embed = Epilogue::Embed { out: &hidden, positions: &weights.positions, patches };
+        linear.enqueue(stream, Input::All(&of_patches), &weights.patch_embedding, &embed)?;
+        layer_norm.enqueue(stream, &hidden, &hidden, &weights.pre_norm)?;
+        after(Stage::Embedded, &hidden)?;
+
+        let add_to_hidden = Epilogue::Residual { out: &hidden, residual: &hidden };
+        for (i, layer) in weights.layers.iter().enumerate() {
+            layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm1)?;
+            linear.enqueue(stream, Input::All(&mixed), &layer.qkv, &Epilogue::Bias(&qkv))?;
+            attention.enqueue(stream, &mixed, &qkv, tokens)?;
+            linear.enqueue(stream, Input::All(&mixed), &layer.out, &add_to_hidden)?;
+
+            layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm2)?;
+            linear.enqueue(stream, Input::All(&mixed), &layer.fc1, &Epilogue::QuickGelu(&mlp))?;
+            linear.enqueue(stream, Input::All(&mlp), &layer.fc2, &add_to_hidden)?;
+            after(Stage::Layer(i), &hidden)?;
+        }
+
+        let features = Input::WithoutClass(&hidden, patches);
+        linear.enqueue(stream, features, &weights.projector_hidden, &Epilogue::Gelu(&inner))?;
+        after(Stage::ProjectorHidden, &inner)?;
+        let scatter = Epilogue::Scatter { table: slots, patches };
+        linear.enqueue(stream, Input::All(&inner), &weights.projector_out, &scatter)
     }
-    let ModelConfig { patches, tokens, .. } = *config;
-    let of_patches = workspace.patches.first(images * patches)?;
-    let hidden = workspace.hidden.first(images * tokens)?;
-    let mixed = workspace.mixed.first(images * tokens)?;
-    let qkv = workspace.qkv.first(images * tokens)?;
-    let mlp = workspace.mlp.first(images * tokens)?;
-    let inner = workspace.inner.first(images * patches)?;
-    let Kernels { linear, attention, layer_norm, .. } = kernels;
-
-    after(Stage::Patches, &of_patches)?;
-    let embed = Epilogue::Embed { out: &hidden, positions: &weights.positions, patches };
-    linear.enqueue(stream, Input::All(&of_patches), &weights.patch_embedding, &embed)?;
-    layer_norm.enqueue(stream, &hidden, &hidden, &weights.pre_norm)?;
-    after(Stage::Embedded, &hidden)?;
-
-    let add_to_hidden = Epilogue::Residual { out: &hidden, residual: &hidden };
-    for (i, layer) in weights.layers.iter().enumerate() {
-        layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm1)?;
-        linear.enqueue(stream, Input::All(&mixed), &layer.qkv, &Epilogue::Bias(&qkv))?;
-        attention.enqueue(stream, &mixed, &qkv, tokens)?;
-        linear.enqueue(stream, Input::All(&mixed), &layer.out, &add_to_hidden)?;
-
-        layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm2)?;
-        linear.enqueue(stream, Input::All(&mixed), &layer.fc1, &Epilogue::QuickGelu(&mlp))?;
-        linear.enqueue(stream, Input::All(&mlp), &layer.fc2, &add_to_hidden)?;
-        after(Stage::Layer(i), &hidden)?;
-    }
-
-    let features = Input::WithoutClass(&hidden, patches);
-    linear.enqueue(stream, features, &weights.projector_hidden, &Epilogue::Gelu(&inner))?;
-    after(Stage::ProjectorHidden, &inner)?;
-    let scatter = Epilogue::Scatter { table: slots, patches };
-    linear.enqueue(stream, Input::All(&inner), &weights.projector_out, &scatter)
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ fn run(
     bench.stream.upload_and_wait(report, &[RangeReport::CLEAN]).unwrap();
     let (memory, out) = bench.matrix(&vec![MARK; rows * columns], columns, pitch, MARK);
     let convert = &bench.gpu.kernels.convert;
-    convert.enqueue(&bench.stream, &out, from, dtype, scale, policy, report).unwrap();
+    convert.enqueue(&bench.stream, &out, Stored { values: from, dtype }, scale, policy, report).unwrap();
     let mut said = [RangeReport::CLEAN];
     bench.stream.download_and_wait(report, &mut said).unwrap();
     (bench.read(&memory), said[0])
@@ -111,9 +111,10 @@ fn refuses_what_breaks_the_contract() {
     // SAFETY: the memory lives to the end of this test.
     let span = unsafe { memory.span() };
     let (_out, out) = bench.poisoned(4, 8, 8);
-    let refuse = |from: Span<u8>, dtype: DType, report: Span<RangeReport>, expected: &str| {
+    let refuse = |values: Span<u8>, dtype: DType, report: Span<RangeReport>, expected: &str| {
         let convert = &bench.gpu.kernels.convert;
-        let result = convert.enqueue(&bench.stream, &out, from, dtype, 1.0, RangePolicy::Refuse, report);
+        let result =
+            convert.enqueue(&bench.stream, &out, Stored { values, dtype }, 1.0, RangePolicy::Refuse, report);
         let error = result.unwrap_err().to_string();
         assert!(error.contains("launch of convert_") && error.contains(expected), "{error}");
     };

@@ -30,8 +30,10 @@ pub(crate) mod module;
 pub(crate) mod stream;
 
 pub(crate) use context::Context;
+#[allow(unused_imports, reason = "part of what this folder offers")]
 pub(crate) use memory::{DeviceMemory, DevicePtr, PinnedMemory, Span};
 pub(crate) use module::{Function, Module};
+#[allow(unused_imports, reason = "part of what this folder offers")]
 pub(crate) use stream::{Event, GraphExec, Stream};
 
 /// Devices whose context broke in this process, by ordinal, and over what.

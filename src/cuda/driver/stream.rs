@@ -151,7 +151,7 @@ impl Stream {
         from: &[T],
         columns: usize,
     ) -> Result<()> {
-        let rows = if columns == 0 { 0 } else { from.len() / columns };
+        let rows = from.len().checked_div(columns).unwrap_or(0);
         rows_fit(to, pitch, rows, columns)?;
         let device = pitched(CUmemorytype::CU_MEMORYTYPE_DEVICE, to.ptr().address(), pitch * size_of::<T>());
         let host = pitched(CUmemorytype::CU_MEMORYTYPE_HOST, from.as_ptr() as u64, columns * size_of::<T>());

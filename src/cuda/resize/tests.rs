@@ -65,7 +65,7 @@ fn equals_the_cpu_byte_for_byte() {
         ((9, 7), 1, 20, old),      // larger
         ((20, 31), 3, 20, old),    // one pass down
         ((31, 20), 0, 20, old),    // one pass across
-        ((20, 20), 2, 20, old),    // none
+        ((20, 20), 4, 20, old),    // none
         ((1, 1), 0, 12, old),      // one pixel
         ((150, 170), 5, 131, old), // several blocks across
         ((3, 301), 0, 8, old),     // so tall that the vertical pass comes first

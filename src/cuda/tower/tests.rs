@@ -90,11 +90,13 @@ impl OnGpu {
         }
     }
 
-    fn enqueue(&self, images: usize, slots: &SlotTable, after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>) {
+    fn tower(&self) -> Tower<'_> {
         let Self { bench, model, weights, workspace } = self;
-        let kernels = &bench.gpu.kernels;
-        enqueue_tower(&bench.stream, kernels, &model.config, weights, workspace, images, slots, after)
-            .unwrap();
+        Tower { kernels: &bench.gpu.kernels, config: &model.config, weights, workspace }
+    }
+
+    fn enqueue(&self, images: usize, slots: &SlotTable, after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>) {
+        self.tower().enqueue(&self.bench.stream, images, slots, after).unwrap();
     }
 }
 
@@ -194,19 +196,7 @@ fn a_graph_serves_any_slots_and_an_image_any_place() {
 fn refuses_more_images_than_there_is_room_for() {
     let gpu = OnGpu::new(1);
     let slots = Slots::new(&gpu.bench, &[], &[0, 0, 0]);
-    let OnGpu { bench, model, weights, workspace } = &gpu;
-    let kernels = &bench.gpu.kernels;
-    let mut nothing = |_: Stage, _: &Matrix| Ok(());
-    let result = enqueue_tower(
-        &bench.stream,
-        kernels,
-        &model.config,
-        weights,
-        workspace,
-        2,
-        &slots.table,
-        &mut nothing,
-    );
+    let result = gpu.tower().enqueue(&gpu.bench.stream, 2, &slots.table, &mut |_, _| Ok(()));
     assert!(result.unwrap_err().to_string().contains("2 images in a workspace for 1"));
     assert!(gpu.workspace.patches_of(1).is_err());
 }
