@@ -47,11 +47,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `cli` | yes | the `imagehere` binary |
-<<<<<<< HEAD
-//! | `cuda` | yes | the CUDA backend; needs neither a GPU nor a toolkit to build, kernels only where there is an nvcc |
-=======
 //! | `cuda` | yes | the CUDA backend; kernels are compiled where there is an nvcc (`kernels/fetch-nvcc`) |
->>>>>>> cuda
 //! | `jpeg-exact` | yes | JPEG byte-equal to Pillow; needs a C compiler |
 //!
 //! Without default features the library builds without C.
