@@ -28,11 +28,11 @@ use super::linear::{SlotRows, SlotTable};
 use super::matrix::Matrix;
 use super::pictures::{Growing, Resizer};
 use super::range::RangeReport;
-use super::tower::{Workspace, enqueue_tower};
+use super::tower::{Tower, Workspace};
 use super::upload::Ring;
 use super::verify::{RowCheck, SlotRange};
 use super::weights::DeviceWeights;
-use crate::backend::{Stage, TraceFn};
+use crate::backend::TraceFn;
 use crate::checkpoint::weights::VisionWeights;
 use crate::checkpoint::{DType, EmbeddingTable, RangePolicy};
 use crate::config::ModelConfig;
@@ -355,31 +355,19 @@ impl Arena {
         table: &SlotTable,
         trace: Option<&mut TraceFn<'_>>,
     ) -> Result<()> {
-        let (stream, kernels) = (&self.compute, &self.gpu.kernels);
-        let (config, weights, workspace) = (&self.config, &self.weights, &self.workspace);
+        let Self { graphs, compute: stream, config, weights, workspace, gpu, .. } = self;
+        let tower = Tower { kernels: &gpu.kernels, config, weights, workspace };
         if let Some(trace) = trace {
             let mut values = Vec::new();
-            return enqueue_tower(
+            return tower.enqueue(
                 stream,
-                kernels,
-                config,
-                weights,
-                workspace,
                 images,
                 table,
-                &mut |stage, matrix| {
-                    values.resize(matrix.rows * matrix.columns, f16::ZERO);
+                &mut |stage, Matrix { span, rows, columns, pitch }| {
+                    values.resize(rows * columns, f16::ZERO);
+                    let to = values.as_mut_ptr();
                     // SAFETY: `values` has so many rows and is left alone until the wait.
-                    unsafe {
-                        let shape = (matrix.rows, matrix.columns);
-                        stream.download_rows(
-                            matrix.span,
-                            matrix.pitch,
-                            shape,
-                            values.as_mut_ptr(),
-                            matrix.columns,
-                        )?;
-                    }
+                    unsafe { stream.download_rows(*span, *pitch, (*rows, *columns), to, *columns)? };
                     stream.synchronize()?;
                     for (image, values) in values.chunks_exact(values.len() / images).enumerate() {
                         trace(image, stage, values);
@@ -388,12 +376,11 @@ impl Arena {
                 },
             );
         }
-        let work =
-            || enqueue_tower(stream, kernels, config, weights, workspace, images, table, &mut |_, _| Ok(()));
+        let work = || tower.enqueue(stream, images, table, &mut |_, _| Ok(()));
         if launch::waits() {
             return work();
         }
-        let graph = match self.graphs.entry(images) {
+        let graph = match graphs.entry(images) {
             Entry::Occupied(captured) => captured.into_mut(),
             Entry::Vacant(place) => {
                 tracing::debug!(images, "capturing the tower");

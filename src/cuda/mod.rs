@@ -20,13 +20,9 @@
 //! What holds: stages, rounding points and order of sums are those of [`crate::cpu`]; an image's rows depend on
 //! neither its batch nor its place in it nor the tile that was chosen.
 
-#![cfg_attr(
-    not(test),
-    allow(
-        dead_code,
-        reason = "peers, timed events and conversion are tested, and wait for several GPUs, the suite and \
-                               streamed weights"
-    )
+#![allow(
+    dead_code,
+    reason = "peers and conversion on the device are there for several GPUs and streamed weights"
 )]
 
 use std::sync::Arc;
