@@ -61,10 +61,10 @@ pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "cuda/disabled.rs"]
-mod cuda;
+pub mod cuda;
 pub mod encoder;
 pub mod error;
 pub mod features;

@@ -8,6 +8,14 @@ use crate::checkpoint::weights::VisionWeights;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
+/// Names GPU `ordinal`: not in this build.
+///
+/// # Errors
+/// [`Error::Device`] always: the feature `cuda` is off.
+pub fn describe(ordinal: usize) -> Result<String> {
+    match Gpu::open(ordinal)?.0 {}
+}
+
 /// A GPU that this build cannot open.
 #[derive(Debug)]
 pub(crate) struct Gpu(Infallible);

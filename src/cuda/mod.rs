@@ -73,6 +73,14 @@ use patches::Patches;
 use resize::Resize;
 use verify::Verify;
 
+/// Names GPU `ordinal`, after checking that this build can use it: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
+///
+/// # Errors
+/// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or broken.
+pub fn describe(ordinal: usize) -> Result<String> {
+    Ok(Gpu::open(ordinal)?.describe())
+}
+
 /// Uploads a model to a GPU.
 ///
 /// # Errors
