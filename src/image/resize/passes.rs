@@ -1,7 +1,5 @@
 //! The resize as a device does it: which passes, in which order, with tables of equal rows.
 
-#![allow(dead_code, reason = "used by the CUDA backend, which comes next")]
-
 use std::ops::Range;
 
 use super::super::Resample;
