@@ -57,7 +57,7 @@ pub(crate) struct Arena {
     graphs: BTreeMap<usize, GraphExec>, // by number of images
     workspace: Workspace,
     weights: DeviceWeights,
-    embedding: DeviceMemory,    // [vocabulary, H], as stored
+    embedding: Option<Embedding>,
     squares: [DeviceMemory; 2], // each [B, S, S, 3]
     small: DeviceMemory,        // pixel table, slot table, report
     staging: Growing,           // rows for the host
@@ -71,9 +71,15 @@ pub(crate) struct Arena {
     pub(crate) compute: Stream,
     pub(crate) uploads: Stream,
     config: ModelConfig,
-    policy: RangePolicy,
-    dtype: DType, // of the embedding
     gpu: Gpu,
+}
+
+/// The token embedding table, on the device that has the text rows.
+#[derive(Debug)]
+struct Embedding {
+    memory: DeviceMemory, // [vocabulary, H], as stored
+    dtype: DType,
+    policy: RangePolicy,
 }
 
 /// Parts of `small`, in bytes: each begins where the one before ends, 256 bytes aligned.
@@ -97,7 +103,7 @@ const SMALL: Small = {
 };
 
 impl Arena {
-    /// Allocates and uploads all that a model needs on `gpu`.
+    /// Allocates and uploads all that a model needs on `gpu`; without `embedding`, all but text rows.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room for the weights and one image at a time, or the driver fails.
@@ -105,13 +111,13 @@ impl Arena {
         gpu: Gpu,
         config: &ModelConfig,
         weights: &VisionWeights,
-        embedding: &EmbeddingTable,
+        embedding: Option<&EmbeddingTable>,
     ) -> Result<Self> {
         let context = gpu.context.clone();
         let (compute, uploads) = (Stream::new(&context)?, Stream::new(&context)?);
         let weights = DeviceWeights::upload(&compute, config, weights)?;
         let mut ring = Ring::new(&context, SLOT_BYTES)?;
-        let embedding_memory = upload_embedding(&compute, &mut ring, embedding)?;
+        let embedding = embedding.map(|table| Embedding::upload(&compute, &mut ring, table)).transpose()?;
         let workspace = largest_workspace(&compute, config)?;
         let square = 3 * config.image_size * config.image_size;
         let squares = |_| DeviceMemory::new(&context, workspace.images() * square, "resized images");
@@ -125,7 +131,7 @@ impl Arena {
             graphs: BTreeMap::new(),
             squares: [squares(0)?, squares(1)?],
             weights,
-            embedding: embedding_memory,
+            embedding,
             small,
             staging: Growing::new(&context, "the rows of a sequence"),
             texts: Growing::new(&context, "the table of text rows"),
@@ -138,8 +144,6 @@ impl Arena {
             compute,
             uploads,
             config: config.clone(),
-            policy: embedding.policy(),
-            dtype: embedding.dtype(),
             workspace,
             gpu,
         };
@@ -155,6 +159,11 @@ impl Arena {
     /// The device and its kernels.
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// The model's numbers.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Images that one group can have.
@@ -231,7 +240,7 @@ impl Arena {
     /// Enqueues the embeddings of all text rows of a call.
     ///
     /// # Errors
-    /// [`Error::Device`] if the driver fails.
+    /// [`Error::Internal`] if this device has no embedding table; [`Error::Device`] if the driver fails.
     pub(crate) fn enqueue_texts(&mut self, rows: &[TextRow]) -> Result<()> {
         let report = self.small(SMALL.report)?;
         self.ring.send_all(&self.compute, report, &[RangeReport::CLEAN])?;
@@ -240,15 +249,18 @@ impl Arena {
         }
         let table = self.texts.span(size_of_val(rows))?;
         self.ring.send_all(&self.compute, table, rows)?;
+        let Some(Embedding { memory, dtype, policy }) = &self.embedding else {
+            return Err(Error::Internal("text rows on a device without the embedding table".into()));
+        };
         let embedding = TokenTable {
             // SAFETY: the embedding is kept beside the stream that reads it.
-            values: unsafe { self.embedding.span() },
-            dtype: self.dtype,
+            values: unsafe { memory.span() },
+            dtype: *dtype,
             rows: self.config.vocab_size,
             hidden: self.config.hidden_size,
         };
         let embed_tokens = &self.gpu.kernels.embed_tokens;
-        embed_tokens.enqueue(&self.compute, table.cast()?, &embedding, self.policy, report.cast()?)
+        embed_tokens.enqueue(&self.compute, table.cast()?, &embedding, *policy, report.cast()?)
     }
 
     /// Waits for all work, and says what the text rows held that fp16 cannot.
@@ -313,16 +325,13 @@ impl Arena {
         self.enqueue_tower(images, &table, trace)
     }
 
-    /// Captures the graph of each number of images and runs it once, writing nothing but its workspace.
+    /// Captures the graph of a group of `images` and runs it once, writing nothing but its workspace.
     ///
     /// # Errors
     /// [`Error::Device`] if the driver fails.
-    pub(crate) fn warm_up(&mut self, sizes: impl IntoIterator<Item = usize>) -> Result<()> {
-        for images in sizes {
-            let images = images.clamp(1, self.group_size());
-            let table = self.enqueue_slots(&vec![Vec::new(); images])?;
-            self.enqueue_tower(images, &table, None)?;
-        }
+    pub(crate) fn warm_up(&mut self, images: usize) -> Result<()> {
+        let table = self.enqueue_slots(&vec![Vec::new(); images])?;
+        self.enqueue_tower(images, &table, None)?;
         self.compute.synchronize()
     }
 
@@ -436,17 +445,19 @@ fn largest_workspace(stream: &Stream, config: &ModelConfig) -> Result<Workspace>
     ))
 }
 
-/// Uploads the embedding table as it is stored.
-fn upload_embedding(stream: &Stream, ring: &mut Ring, table: &EmbeddingTable) -> Result<DeviceMemory> {
-    let row = table.hidden() * table.dtype().size();
-    let memory = DeviceMemory::new(stream.context(), table.rows() * row, "the token embedding table")?;
-    // SAFETY: the result is kept beside the stream.
-    let span = unsafe { memory.span() };
-    let band = (ring.bytes() / row.max(1)).max(1);
-    for first in (0..table.rows()).step_by(band) {
-        let end = table.rows().min(first + band);
-        ring.send(stream, span.slice(first * row..end * row)?, |slot| table.copy_stored(first, slot))?;
+impl Embedding {
+    /// Uploads the table as it is stored.
+    fn upload(stream: &Stream, ring: &mut Ring, table: &EmbeddingTable) -> Result<Self> {
+        let row = table.hidden() * table.dtype().size();
+        let memory = DeviceMemory::new(stream.context(), table.rows() * row, "the token embedding table")?;
+        // SAFETY: the result is kept beside the stream.
+        let span = unsafe { memory.span() };
+        let band = (ring.bytes() / row.max(1)).max(1);
+        for first in (0..table.rows()).step_by(band) {
+            let end = table.rows().min(first + band);
+            ring.send(stream, span.slice(first * row..end * row)?, |slot| table.copy_stored(first, slot))?;
+        }
+        stream.synchronize()?;
+        Ok(Self { memory, dtype: table.dtype(), policy: table.policy() })
     }
-    stream.synchronize()?;
-    Ok(memory)
 }

@@ -61,6 +61,42 @@ pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
     (value >= 0).then_some(value)
 }
 
+/// Runs a test, by its path in this crate and ignored, in a process of its own with this environment.
+#[track_caller]
+pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]);
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let said =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(output.status.success() && said.contains("1 passed"), "{environment:?}: {said}");
+}
+
+/// Changes a setting of the emulated device.
+pub(crate) fn set_emulated(name: &str, value: &str) {
+    let [name, value] = [name, value].map(|text| std::ffi::CString::new(text).unwrap());
+    type Set = unsafe extern "C" fn(*const std::ffi::c_char, *const std::ffi::c_char) -> i32;
+    // SAFETY: a function of this repository's own (tests/emu/driver/settings.cpp), of this type.
+    let done = unsafe { load_emulator().get::<Set>("emu_set").unwrap()(name.as_ptr(), value.as_ptr()) };
+    assert_eq!(done, 0, "{name:?}");
+}
+
+/// Pieces of work that the emulated device was given and has not done.
+pub(crate) fn emulated_pending() -> usize {
+    // SAFETY: a function of this repository's own (tests/emu/driver/settings.cpp), of this type.
+    unsafe { load_emulator().get::<unsafe extern "C" fn() -> usize>("emu_pending").unwrap()() }
+}
+
+/// What the emulated device did during `work`: a line of its log each. For tests in a process of their own.
+pub(crate) fn logged(work: impl FnOnce()) -> Vec<serde_json::Value> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    set_emulated("LOG", file.path().to_str().unwrap());
+    work();
+    set_emulated("LOG", "");
+    let log = std::fs::read_to_string(file.path()).unwrap();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a
 /// magic number alone: so these tests need no nvcc.
 pub(crate) fn images() -> &'static [Image] {
