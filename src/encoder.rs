@@ -490,11 +490,11 @@ fn open_backend(
             }
         },
     };
+    if let Some(gpu) = gpu {
+        return cuda::open_backend(gpu, checkpoint, options.range_policy);
+    }
     let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
     let embedding = checkpoint.embedding().with_policy(options.range_policy);
-    let backend: Box<dyn Backend> = match gpu {
-        Some(gpu) => cuda::open_backend(gpu, checkpoint.config(), &weights, embedding)?,
-        None => Box::new(CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?),
-    };
-    Ok((backend, report.warnings()))
+    let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
+    Ok((Box::new(backend), report.warnings()))
 }

@@ -13,9 +13,9 @@ use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
 use super::pictures::decode_each;
 use super::rows::{CudaRows, Shared, lock};
+use super::weights::Source;
 use crate::backend::{Backend, Job, Observer, Work};
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
+use crate::checkpoint::{ConversionReport, EmbeddingTable};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::sequence::{Place, RowsMut, SequenceBuffer};
@@ -37,13 +37,16 @@ impl CudaBackend {
     pub(crate) fn new(
         gpu: Gpu,
         config: &ModelConfig,
-        weights: &VisionWeights,
+        weights: Source<'_>,
         embedding: EmbeddingTable,
-    ) -> Result<Self> {
+    ) -> Result<(Self, ConversionReport)> {
         let description = gpu.describe();
         let ordinal = gpu.context.ordinal();
-        let arena = Arc::new(Mutex::new(Arena::new(gpu, config, weights, &embedding)?));
-        Ok(Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description })
+        let (arena, report) = Arena::new(gpu, config, weights, &embedding)?;
+        let arena = Arc::new(Mutex::new(arena));
+        let backend =
+            Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description };
+        Ok((backend, report))
     }
 
     /// Enqueues everything a job asks for but the way back to the host; says what it did.
