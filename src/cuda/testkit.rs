@@ -1,7 +1,7 @@
 //! What the tests of the CUDA parts share: a device, memory on it, comparisons.
 //!
-//! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks for
-//! the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
+//! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks
+//! for the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
 
 use std::sync::OnceLock;
 
@@ -37,8 +37,8 @@ pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
     if on_real_gpu() { None } else { emulator::constant(name) }
 }
 
-/// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a magic
-/// number alone: so these tests need no nvcc.
+/// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a
+/// magic number alone: so these tests need no nvcc.
 pub(crate) fn images() -> &'static [Image] {
     /// Begins a fat binary.
     const MAGIC: u32 = 0xba55_ed50;
