@@ -4,7 +4,6 @@
 //! The GPU is the emulated one, found through LD_LIBRARY_PATH as a user would do it: see tests/emu/README.md.
 
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-#![cfg_attr(not(has_kernels), allow(dead_code, reason = "every test is left out"))]
 
 use std::fs;
 use std::path::PathBuf;
