@@ -12,7 +12,8 @@
 //! uploaded before the replay, so one graph serves every prompt.
 //!
 //! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized, the
-//! tables of its resize, the table of text rows, and the rows that go back to the host.
+//! tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no room for
+//! that, groups become smaller for good.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,7 +22,7 @@ use bytemuck::Zeroable;
 use half::f16;
 
 use super::Gpu;
-use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Span, Stream, device_error};
+use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Span, Stream, device_error, mebibytes};
 use super::embed_tokens::{TextRow, TokenTable};
 use super::launch;
 use super::linear::{SlotRows, SlotTable};
@@ -120,18 +121,16 @@ impl Arena {
             }
         };
         let embedding_memory = upload_embedding(&compute, &mut ring, embedding)?;
-        let workspace = largest_workspace(&compute, config)?;
-        let square = 3 * config.image_size * config.image_size;
-        let squares = |_| DeviceMemory::new(&context, workspace.images() * square, "resized images");
         let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;
         // SAFETY: `small` is kept beside the streams that use it.
         let pixels = unsafe { small.span() }.slice(SMALL.pixels)?;
         ring.send_all(&compute, pixels, PixelTable::new().values())?;
         compute.synchronize()?;
+        let (workspace, squares) = largest_group(&compute, config, MOST_IMAGES)?;
         let events = || Ok::<_, Error>([Event::new(&context)?, Event::new(&context)?]);
         let arena = Self {
             graphs: BTreeMap::new(),
-            squares: [squares(0)?, squares(1)?],
+            squares,
             weights,
             embedding: embedding_memory,
             small,
@@ -163,6 +162,36 @@ impl Arena {
     /// The device and its kernels.
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Does `work`. As long as that finds too little memory, makes room by smaller groups and does it again.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Device`] if there is no room for one image any more.
+    pub(crate) fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        if self.group_size() == 0 {
+            self.regroup(MOST_IMAGES)?; // an earlier call had to give it up
+        }
+        loop {
+            let shortages = self.gpu.context.shortages();
+            match work(self) {
+                Err(error) if self.gpu.context.shortages() > shortages && self.group_size() > 1 => {
+                    tracing::info!(%error, images = self.group_size() / 2, "trying with smaller groups");
+                    self.regroup(self.group_size() / 2)?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Gives up the memory of groups, and takes what `most` images need, or fewer.
+    fn regroup(&mut self, most: usize) -> Result<()> {
+        self.settle();
+        self.graphs.clear();
+        self.workspace.release();
+        self.squares = [0, 1].map(|_| DeviceMemory::none(&self.gpu.context));
+        (self.workspace, self.squares) = largest_group(&self.compute, &self.config, most)?;
+        Ok(())
     }
 
     /// Images that one group can have.
@@ -419,26 +448,32 @@ impl Drop for Arena {
     }
 }
 
-/// The workspace for as many images as there is room for.
-fn largest_workspace(stream: &Stream, config: &ModelConfig) -> Result<Workspace> {
-    for images in [MOST_IMAGES, 8, 4, 2, 1] {
-        if let Some(workspace) = Workspace::if_room(stream, config, images)? {
-            return Ok(workspace);
+/// The workspace, and both places for resized images, for as many images as there is room for, `most` at most.
+fn largest_group(
+    stream: &Stream,
+    config: &ModelConfig,
+    most: usize,
+) -> Result<(Workspace, [DeviceMemory; 2])> {
+    let context = stream.context();
+    let square = 3 * config.image_size * config.image_size; // bytes
+    let need = |images: usize| Workspace::bytes(config, images) + 2 * images * square;
+    for images in [MOST_IMAGES, 8, 6, 4, 3, 2, 1].into_iter().filter(|images| *images <= most) {
+        let squares = || DeviceMemory::if_room(context, images * square);
+        if let (Some(first), Some(second)) = (squares()?, squares()?)
+            && let Some(workspace) = Workspace::if_room(stream, config, images)?
+        {
+            return Ok((workspace, [first, second]));
         }
-        tracing::debug!(
-            images,
-            bytes = Workspace::bytes(config, images),
-            "no room for so many images at once"
-        );
+        tracing::info!(images, bytes = need(images), "no room for so many images at once");
     }
-    let (free, total) = stream.context().memory()?;
+    let (free, total) = context.memory()?;
     Err(device_error(
-        stream.context().ordinal(),
+        context.ordinal(),
         format!(
-            "after the weights, one image needs {} MiB; {} of {} MiB are free",
-            Workspace::bytes(config, 1).div_ceil(1 << 20),
-            free >> 20,
-            total >> 20
+            "after the weights, one image needs {}; {} of {} are free",
+            mebibytes(need(1)),
+            mebibytes(free),
+            mebibytes(total)
         ),
         "Free memory on the device, or use `cpu`",
     ))

@@ -8,10 +8,11 @@ use half::f16;
 
 use super::Gpu;
 use super::arena::Arena;
-use super::driver::DevicePtr;
+use super::driver::{DevicePtr, Span};
 use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
 use super::pictures::decode_each;
+use super::range::RangeReport;
 use super::rows::{CudaRows, Shared, lock};
 use super::weights::Source;
 use crate::backend::{Backend, Job, Observer, Work};
@@ -47,6 +48,27 @@ impl CudaBackend {
         let backend =
             Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description };
         Ok((backend, report))
+    }
+
+    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where the
+    /// rows for the host are, and what the text rows held that fp16 cannot.
+    fn run_on_device(
+        &self,
+        arena: &mut Arena,
+        job: &Job<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Work, Span<f16>, RangeReport)> {
+        let staging = arena.staging(host_rows(job))?;
+        let places = Places::new(job, staging.ptr(), self.config.hidden_size);
+        let mut work = Work::default();
+        let done = self.enqueue(arena, job, &places, observer, &mut work);
+        match done.and_then(|()| arena.finish()) {
+            Ok(report) => Ok((work, staging, report)),
+            Err(error) => {
+                arena.settle();
+                Err(error)
+            }
+        }
     }
 
     /// Enqueues everything a job asks for but the way back to the host; says what it did.
@@ -110,18 +132,8 @@ impl Backend for CudaBackend {
         self.check(&job)?;
         let mut arena = lock(&self.arena);
         let hidden = self.config.hidden_size;
-        let staged = host_rows(&job);
-        let staging = arena.staging(staged)?;
-        let places = Places::new(&job, staging.ptr(), hidden);
-        let mut work = Work::default();
-        let done = self.enqueue(&mut arena, &job, &places, observer, &mut work);
-        let report = match done.and_then(|()| arena.finish()) {
-            Ok(report) => report,
-            Err(error) => {
-                arena.settle();
-                return Err(error);
-            }
-        };
+        let (mut work, staging, report) =
+            arena.with_room(|arena| self.run_on_device(arena, &job, observer))?;
         if let Some(index) = report.refused() {
             // The host finds the same and says it in its words.
             self.embedding.gather_row((index / hidden as u64) as u32, &mut vec![f16::ZERO; hidden])?;
@@ -172,7 +184,7 @@ impl Backend for CudaBackend {
     }
 
     fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
-        lock(&self.arena).warm_up(batch_sizes.iter().copied())
+        lock(&self.arena).with_room(|arena| arena.warm_up(batch_sizes.iter().copied()))
     }
 }
 

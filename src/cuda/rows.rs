@@ -87,10 +87,11 @@ impl DeviceRows for CudaRows {
     }
 
     fn reserve(&mut self, rows: usize, hidden: usize) -> Result<(u64, usize)> {
-        let arena = lock(&self.arena);
+        let mut arena = lock(&self.arena);
         match &mut self.memory {
             Memory::Ours(memory) => {
-                let span = memory.span(rows * hidden * size_of::<f16>())?.cast::<f16>()?;
+                let bytes = rows * hidden * size_of::<f16>();
+                let span = arena.with_room(|_| memory.span(bytes))?.cast::<f16>()?;
                 arena.poison(span)?;
                 self.row_stride = hidden;
                 Ok((span.ptr().address(), hidden))
@@ -130,7 +131,8 @@ impl DeviceRows for CudaRows {
     }
 
     fn check(&self, rows: usize, hidden: usize, slots: &[Slot]) -> Result<RowChecks> {
-        lock(&self.arena).check(&self.matrix(rows, hidden)?, slots)
+        let rows = self.matrix(rows, hidden)?;
+        lock(&self.arena).with_room(|arena| arena.check(&rows, slots))
     }
 }
 
