@@ -491,12 +491,11 @@ fn open_backend(
             vec![]
         }),
     };
+    if !gpus.is_empty() {
+        return cuda::open_backend(gpus, checkpoint, options.range_policy);
+    }
     let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
     let embedding = checkpoint.embedding().with_policy(options.range_policy);
-    let backend: Box<dyn Backend> = if gpus.is_empty() {
-        Box::new(CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?)
-    } else {
-        cuda::open_backend(gpus, checkpoint.config(), &weights, embedding)?
-    };
-    Ok((backend, report.warnings()))
+    let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
+    Ok((Box::new(backend), report.warnings()))
 }

@@ -1,5 +1,8 @@
 //! The model against transformers, stage by stage, and the prompt against SentencePiece.
 //!
+//! One suite for every device: on the CPU, and on a GPU (the emulated one, or the machine's own). A GPU is held to
+//! the CPU's bounds, and to the CPU's own error besides.
+//!
 //! The goldens and how they were made: `tests/goldens/model/make.py`. The `.bin` checkpoints lie beside it as
 //! `torch.save` wrote them; safetensors checkpoints are written here from a formula, and hashed to show that they
 //! are the ones that transformers ran on.
@@ -10,8 +13,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use imagehere::backend::Stage;
-use imagehere::encoder::Encoder;
+use imagehere::backend::{Device, Stage};
+use imagehere::encoder::{Encoder, EncoderOptions};
+use imagehere::features::Features;
 use imagehere::image::ImageSource;
 use imagehere::prompt::{Bos, Meta, Planner, Request};
 use imagehere::sequence::SequenceBuffer;
@@ -20,8 +24,14 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/emulator.rs"]
+mod emulator;
+
 /// How far our error may exceed that of transformers' own fp16 run.
 const AGAINST_FP16: f64 = 1.1;
+/// How far a GPU's error may exceed the CPU's.
+const AGAINST_CPU: f64 = 1.5;
 /// The smallest cosine between a row of features and the golden's.
 const COSINE: f64 = 0.9999;
 
@@ -144,10 +154,21 @@ fn checkpoint(golden: &Value) -> tempfile::TempDir {
     dir
 }
 
-fn open(golden: &Value) -> (tempfile::TempDir, Encoder) {
+fn open(golden: &Value, device: Device) -> (tempfile::TempDir, Encoder) {
     let dir = checkpoint(golden);
-    let encoder = Encoder::open(dir.path()).unwrap_or_else(|e| panic!("{}: {e}", golden["name"]));
+    let encoder = on(dir.path(), device);
     (dir, encoder)
+}
+
+/// Opens a checkpoint on a device.
+fn on(dir: &Path, device: Device) -> Encoder {
+    let options = EncoderOptions::new().device(device);
+    Encoder::open_with(dir, options).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+}
+
+/// The CPU's encoder beside a GPU's; the CPU needs none.
+fn rival(dir: &Path, device: Device) -> Option<Encoder> {
+    (device != Device::Cpu).then(|| on(dir, Device::Cpu))
 }
 
 fn checkpoint_named<'g>(goldens: &'g Value, name: &str) -> &'g Value {
@@ -186,16 +207,22 @@ fn cosine(got: &[f16], want: &[f32]) -> f64 {
     dot / (gg * ww).sqrt()
 }
 
-/// Checks one stage: within the tolerance, and no worse than transformers' own fp16 run.
-fn check_stage(golden: &Value, tolerance: f64, name: &str, got: &[f16], want: &[f32]) {
+/// Checks one stage: within the tolerance, no worse than transformers' own fp16 run, and, for a GPU, not much worse
+/// than the CPU, whose values are `cpu`.
+fn check_stage(golden: &Value, tolerance: f64, name: &str, got: &[f16], want: &[f32], cpu: Option<&[f16]>) {
     let (error, fp16) = (rel_l2(got, want), golden["fp16_error"][name].as_f64().unwrap());
-    println!("{} {name}: rel-L2 {error:.2e}, transformers' fp16 run {fp16:.2e}", golden["name"]);
-    assert!(error <= tolerance, "{} {name}: rel-L2 {error:.2e} > {tolerance:.0e}", golden["name"]);
+    let name = format!("{} {name}", text(&golden["name"]));
+    println!("{name}: rel-L2 {error:.2e}, transformers' fp16 run {fp16:.2e}");
+    assert!(error <= tolerance, "{name}: rel-L2 {error:.2e} > {tolerance:.0e}");
     assert!(
         error <= AGAINST_FP16 * fp16,
-        "{} {name}: rel-L2 {error:.2e}, transformers' own fp16 run strays by {fp16:.2e} only",
-        golden["name"]
+        "{name}: rel-L2 {error:.2e}, transformers' own fp16 run strays by {fp16:.2e} only"
     );
+    if let Some(cpu) = cpu {
+        let cpu = rel_l2(cpu, want);
+        println!("{name}: {:.3} times the CPU's {cpu:.2e}", error / cpu);
+        assert!(error <= AGAINST_CPU * cpu, "{name}: rel-L2 {error:.2e}, the CPU strays by {cpu:.2e} only");
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ tests
@@ -214,7 +241,7 @@ fn the_formula_gives_the_weights_that_transformers_ran_on() {
 #[test]
 fn sizes_are_read_from_the_tensors() {
     for golden in list(&goldens()["checkpoints"]) {
-        let (_dir, encoder) = open(golden);
+        let (_dir, encoder) = open(golden, Device::Cpu);
         let (config, sizes) = (encoder.config(), &golden["sizes"]);
         let found = [
             ("width", config.width),
@@ -234,8 +261,19 @@ fn sizes_are_read_from_the_tensors() {
     }
 }
 
-#[test]
-fn every_stage_equals_transformers() {
+/// What every stage gives for one picture, and the features.
+fn trace(encoder: &Encoder) -> (HashMap<Stage, Vec<f16>>, Features) {
+    let picture = ImageSource::from(folder().join("images/landscape.png"));
+    let mut stages = HashMap::new();
+    let features = encoder
+        .trace(&picture, &mut |stage, values| {
+            assert!(stages.insert(stage, values.to_vec()).is_none(), "{stage:?} twice");
+        })
+        .unwrap();
+    (stages, features)
+}
+
+fn every_stage_equals_transformers(device: Device) {
     let goldens = goldens();
     let tolerance = goldens["tolerance"].as_f64().unwrap();
     let normalised: Vec<Vec<f32>> = list(&goldens["normalise_table"])
@@ -243,19 +281,14 @@ fn every_stage_equals_transformers() {
         .map(|channel| list(channel).iter().map(|v| v.as_f64().unwrap() as f32).collect())
         .collect(); // [3][256]
     for golden in list(&goldens["checkpoints"]) {
-        let (_dir, encoder) = open(golden);
+        let (dir, encoder) = open(golden, device);
         let config = encoder.config();
         let name = text(&golden["name"]);
         let bytes = fs::read(folder().join(format!("{name}.safetensors"))).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
 
-        let picture = ImageSource::from(folder().join("images/landscape.png"));
-        let mut stages: HashMap<Stage, Vec<f16>> = HashMap::new();
-        let features = encoder
-            .trace(&picture, &mut |stage, values| {
-                assert!(stages.insert(stage, values.to_vec()).is_none(), "{stage:?} twice");
-            })
-            .unwrap();
+        let (stages, features) = trace(&encoder);
+        let rival = rival(dir.path(), device).map(|cpu| trace(&cpu));
         assert_eq!(stages.len(), config.layers + 3, "{name}");
 
         // Pillow's pixels and one rounding: no tolerance.
@@ -274,30 +307,33 @@ fn every_stage_equals_transformers() {
         ];
         for (stage, key) in layers.chain(others) {
             let (_, want) = stored(&file, &key);
-            check_stage(golden, tolerance, &key, &stages[&stage], &want);
+            let cpu = rival.as_ref().map(|(stages, _)| stages[&stage].as_slice());
+            check_stage(golden, tolerance, &key, &stages[&stage], &want, cpu);
         }
         let (_, want) = stored(&file, "landscape.features");
-        check_stage(golden, tolerance, "landscape.features", features.as_slice(), &want);
+        let cpu = rival.as_ref().map(|(_, features)| features.as_slice());
+        check_stage(golden, tolerance, "landscape.features", features.as_slice(), &want, cpu);
     }
 }
 
-#[test]
-fn features_of_every_picture_equal_transformers() {
+fn features_of_every_picture_equal_transformers(device: Device) {
     let goldens = goldens();
     let tolerance = goldens["tolerance"].as_f64().unwrap();
     for golden in list(&goldens["checkpoints"]) {
-        let (_dir, encoder) = open(golden);
+        let (dir, encoder) = open(golden, device);
         let name = text(&golden["name"]);
         let bytes = fs::read(folder().join(format!("{name}.safetensors"))).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let pictures: Vec<&str> = list(&goldens["images"]).iter().map(text).collect();
         let sources: Vec<ImageSource<'_>> =
             pictures.iter().map(|picture| folder().join("images").join(picture).into()).collect();
-        for (picture, features) in pictures.iter().zip(encoder.features(&sources).unwrap()) {
+        let rival = rival(dir.path(), device).map(|cpu| cpu.features(&sources).unwrap());
+        for (i, (picture, features)) in pictures.iter().zip(encoder.features(&sources).unwrap()).enumerate() {
             let key = format!("{}.features", picture.strip_suffix(".png").unwrap());
             let (shape, want) = stored(&file, &key);
             assert_eq!(shape, [features.len(), features.hidden()]);
-            check_stage(golden, tolerance, &key, features.as_slice(), &want);
+            let cpu = rival.as_ref().map(|rival| rival[i].as_slice());
+            check_stage(golden, tolerance, &key, features.as_slice(), &want, cpu);
             for (i, want) in want.chunks_exact(features.hidden()).enumerate() {
                 let cosine = cosine(features.row(i), want);
                 assert!(cosine >= COSINE, "{name} {key}, row {i}: cosine {cosine}");
@@ -325,11 +361,10 @@ fn request(case: &Value) -> Request {
         .truncate(!case["cut"].is_null())
 }
 
-#[test]
-fn layouts_and_text_rows_equal_the_reference() {
+fn layouts_and_text_rows_equal_the_reference(device: Device) {
     let goldens = goldens();
     let golden = checkpoint_named(&goldens, text(&goldens["layout_model"]));
-    let (dir, encoder) = open(golden);
+    let (dir, encoder) = open(golden, device);
     assert_eq!(imagehere::prompt::DEFAULT_META_INSTRUCTION, text(&goldens["default_meta"]));
     let pictures = ["landscape.png", "tall.png"].map(|name| folder().join("images").join(name));
     let features = encoder.features(&pictures.clone().map(ImageSource::from)).unwrap();
@@ -372,11 +407,10 @@ fn layouts_and_text_rows_equal_the_reference() {
     }
 }
 
-#[test]
-fn text_rows_that_are_subnormal_in_fp16_are_rounded_once() {
+fn text_rows_that_are_subnormal_in_fp16_are_rounded_once(device: Device) {
     let goldens = goldens();
     let golden = checkpoint_named(&goldens, "safetensors_f32_faint");
-    let (_dir, encoder) = open(golden);
+    let (_dir, encoder) = open(golden, device);
     let table = weights(golden).into_iter().find(|w| w.name == "model.tok_embeddings.weight").unwrap();
     let stored: Vec<f32> =
         table.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
@@ -393,4 +427,36 @@ fn text_rows_that_are_subnormal_in_fp16_are_rounded_once() {
         }
     }
     assert!(subnormal > 1000, "{subnormal} subnormal values");
+}
+
+/// The tests that every device must pass, once for each.
+macro_rules! on_every_device {
+    ($($name:ident),* $(,)?) => {
+        mod on_the_cpu {
+            $(#[test]
+            fn $name() {
+                super::$name(super::Device::Cpu);
+            })*
+        }
+
+        #[cfg(all(feature = "cuda", target_os = "linux"))]
+        mod on_a_gpu {
+            $(#[test]
+            #[cfg_attr(
+                not(has_kernels),
+                ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc"
+            )]
+            fn $name() {
+                super::emulator::provide();
+                super::$name(super::Device::Cuda(0));
+            })*
+        }
+    };
+}
+
+on_every_device! {
+    every_stage_equals_transformers,
+    features_of_every_picture_equal_transformers,
+    layouts_and_text_rows_equal_the_reference,
+    text_rows_that_are_subnormal_in_fp16_are_rounded_once,
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::f16;
 
-use super::convert::{BLOCK, RangePolicy};
+use super::convert::RangePolicy;
+#[cfg(feature = "cuda")]
 use super::dtype::DType;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
@@ -50,19 +51,13 @@ impl EmbeddingTable {
     }
 
     /// Returns what happens to values that fp16 cannot hold.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "asked by devices that convert by themselves")
-    )]
+    #[cfg(feature = "cuda")]
     pub(crate) fn policy(&self) -> RangePolicy {
         self.policy
     }
 
     /// Returns the dtype that the rows are stored in.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "asked by devices that convert by themselves")
-    )]
+    #[cfg(feature = "cuda")]
     pub(crate) fn dtype(&self) -> DType {
         self.tensor.dtype()
     }
@@ -71,25 +66,13 @@ impl EmbeddingTable {
     ///
     /// # Panics
     /// If there are not as many.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "asked by devices that convert by themselves")
-    )]
+    #[cfg(feature = "cuda")]
     pub(crate) fn copy_stored(&self, first: usize, out: &mut [u8]) {
-        let size = self.tensor.dtype().size();
-        let mut at = first * self.hidden();
-        for out in out.chunks_mut(BLOCK * size) {
-            let count = out.len() / size;
-            out.copy_from_slice(&self.tensor.stored_bytes(at..at + count));
-            at += count;
-        }
+        self.tensor.copy_stored(first * self.hidden(), out);
     }
 
     /// Counts values that a device cut to ±65504.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "asked by devices that convert by themselves")
-    )]
+    #[cfg(feature = "cuda")]
     pub(crate) fn count_saturated(&self, values: u64) {
         self.saturated.fetch_add(values, Ordering::Relaxed);
     }

@@ -12,7 +12,8 @@
 //! uploaded before the replay, so one graph serves every prompt.
 //!
 //! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized, the
-//! tables of its resize, the table of text rows, and the rows that go back to the host.
+//! tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no room for
+//! that, groups become smaller for good.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,7 +22,7 @@ use bytemuck::Zeroable;
 use half::f16;
 
 use super::Gpu;
-use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Span, Stream, device_error};
+use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Span, Stream, device_error, mebibytes};
 use super::embed_tokens::{TextRow, TokenTable};
 use super::launch;
 use super::linear::{SlotRows, SlotTable};
@@ -31,10 +32,9 @@ use super::range::RangeReport;
 use super::tower::{Tower, Workspace};
 use super::upload::Ring;
 use super::verify::{RowCheck, SlotRange};
-use super::weights::DeviceWeights;
+use super::weights::{DeviceWeights, Source};
 use crate::backend::TraceFn;
-use crate::checkpoint::weights::VisionWeights;
-use crate::checkpoint::{DType, EmbeddingTable, RangePolicy};
+use crate::checkpoint::{ConversionReport, DType, EmbeddingTable, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::PixelTable;
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
-const MOST_IMAGES: usize = 12;
+pub(crate) const MOST_IMAGES: usize = 12;
 /// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
 const SLOT_BYTES: usize = 16 << 20;
 /// Slots of one group that the table has room for.
@@ -103,33 +103,41 @@ const SMALL: Small = {
 };
 
 impl Arena {
-    /// Allocates and uploads all that a model needs on `gpu`; without `embedding`, all but text rows.
+    /// Allocates and uploads all that a model needs on `gpu`; without `embedding`, all but text rows. Says what
+    /// fp16 did to its weights, if it was the device that converted them.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is no room for the weights and one image at a time, or the driver fails.
+    /// Those of [`DeviceWeights::convert`]; [`Error::Device`] if there is no room for the weights and one image at
+    /// a time, or the driver fails.
     pub(crate) fn new(
         gpu: Gpu,
         config: &ModelConfig,
-        weights: &VisionWeights,
+        weights: Source<'_>,
         embedding: Option<&EmbeddingTable>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, ConversionReport)> {
         let context = gpu.context.clone();
         let (compute, uploads) = (Stream::new(&context)?, Stream::new(&context)?);
-        let weights = DeviceWeights::upload(&compute, config, weights)?;
         let mut ring = Ring::new(&context, SLOT_BYTES)?;
+        let (weights, report) = match weights {
+            Source::Host(weights) => {
+                (DeviceWeights::upload(&compute, config, weights)?, ConversionReport::default())
+            }
+            Source::Stored(weights, policy) => {
+                let convert = &gpu.kernels.convert;
+                DeviceWeights::convert(&compute, convert, &mut ring, config, weights, policy)?
+            }
+        };
         let embedding = embedding.map(|table| Embedding::upload(&compute, &mut ring, table)).transpose()?;
-        let workspace = largest_workspace(&compute, config)?;
-        let square = 3 * config.image_size * config.image_size;
-        let squares = |_| DeviceMemory::new(&context, workspace.images() * square, "resized images");
         let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;
         // SAFETY: `small` is kept beside the streams that use it.
         let pixels = unsafe { small.span() }.slice(SMALL.pixels)?;
         ring.send_all(&compute, pixels, PixelTable::new().values())?;
         compute.synchronize()?;
+        let (workspace, squares) = largest_group(&compute, config, MOST_IMAGES)?;
         let events = || Ok::<_, Error>([Event::new(&context)?, Event::new(&context)?]);
         let arena = Self {
             graphs: BTreeMap::new(),
-            squares: [squares(0)?, squares(1)?],
+            squares,
             weights,
             embedding,
             small,
@@ -153,7 +161,7 @@ impl Arena {
             weight_bytes = arena.weights.bytes(),
             "CUDA backend"
         );
-        Ok(arena)
+        Ok((arena, report))
     }
 
     /// The device and its kernels.
@@ -164,6 +172,19 @@ impl Arena {
     /// The model's numbers.
     pub(crate) fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Gives up the memory of groups, and takes what `most` images need, or fewer.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room for one image, or the driver fails.
+    pub(crate) fn regroup(&mut self, most: usize) -> Result<()> {
+        self.settle();
+        self.graphs.clear();
+        self.workspace.release();
+        self.squares = [0, 1].map(|_| DeviceMemory::none(&self.gpu.context));
+        (self.workspace, self.squares) = largest_group(&self.compute, &self.config, most)?;
+        Ok(())
     }
 
     /// Images that one group can have.
@@ -420,26 +441,32 @@ impl Drop for Arena {
     }
 }
 
-/// The workspace for as many images as there is room for.
-fn largest_workspace(stream: &Stream, config: &ModelConfig) -> Result<Workspace> {
-    for images in [MOST_IMAGES, 8, 4, 2, 1] {
-        if let Some(workspace) = Workspace::if_room(stream, config, images)? {
-            return Ok(workspace);
+/// The workspace, and both places for resized images, for as many images as there is room for, `most` at most.
+fn largest_group(
+    stream: &Stream,
+    config: &ModelConfig,
+    most: usize,
+) -> Result<(Workspace, [DeviceMemory; 2])> {
+    let context = stream.context();
+    let square = 3 * config.image_size * config.image_size; // bytes
+    let need = |images: usize| Workspace::bytes(config, images) + 2 * images * square;
+    for images in [MOST_IMAGES, 8, 6, 4, 3, 2, 1].into_iter().filter(|images| *images <= most) {
+        let squares = || DeviceMemory::if_room(context, images * square);
+        if let (Some(first), Some(second)) = (squares()?, squares()?)
+            && let Some(workspace) = Workspace::if_room(stream, config, images)?
+        {
+            return Ok((workspace, [first, second]));
         }
-        tracing::debug!(
-            images,
-            bytes = Workspace::bytes(config, images),
-            "no room for so many images at once"
-        );
+        tracing::info!(images, bytes = need(images), "no room for so many images at once");
     }
-    let (free, total) = stream.context().memory()?;
+    let (free, total) = context.memory()?;
     Err(device_error(
-        stream.context().ordinal(),
+        context.ordinal(),
         format!(
-            "after the weights, one image needs {} MiB; {} of {} MiB are free",
-            Workspace::bytes(config, 1).div_ceil(1 << 20),
-            free >> 20,
-            total >> 20
+            "after the weights, one image needs {}; {} of {} are free",
+            mebibytes(need(1)),
+            mebibytes(free),
+            mebibytes(total)
         ),
         "Free memory on the device, or use `cpu`",
     ))

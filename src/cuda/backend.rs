@@ -8,15 +8,16 @@ use std::time::Instant;
 use half::f16;
 
 use super::Gpu;
-use super::driver::DevicePtr;
+use super::driver::{DevicePtr, Span};
 use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
 use super::peers::Devices;
 use super::pictures::decode_each;
+use super::range::RangeReport;
 use super::rows::{CudaRows, Shared, lock};
+use super::weights::Source;
 use crate::backend::{Backend, Job, Observer, Work};
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
+use crate::checkpoint::{ConversionReport, EmbeddingTable};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::sequence::{Place, RowsMut, SequenceBuffer};
@@ -38,14 +39,35 @@ impl CudaBackend {
     pub(crate) fn new(
         gpus: Vec<Gpu>,
         config: &ModelConfig,
-        weights: &VisionWeights,
+        weights: Source<'_>,
         embedding: EmbeddingTable,
-    ) -> Result<Self> {
-        let devices = Devices::new(gpus, config, weights, &embedding)?;
+    ) -> Result<(Self, ConversionReport)> {
+        let (devices, report) = Devices::new(gpus, config, weights, &embedding)?;
         let place = Place::Cuda(devices.primary.gpu().context.ordinal());
         let description = devices.describe();
         let devices = Arc::new(Mutex::new(devices));
-        Ok(Self { devices, embedding, config: config.clone(), place, description })
+        Ok((Self { devices, embedding, config: config.clone(), place, description }, report))
+    }
+
+    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where the
+    /// rows for the host are, and what the text rows held that fp16 cannot.
+    fn run_on_devices(
+        &self,
+        devices: &mut Devices,
+        job: &Job<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Work, Span<f16>, RangeReport)> {
+        let staging = devices.primary.staging(host_rows(job))?;
+        let places = Places::new(job, staging.ptr(), self.config.hidden_size);
+        let mut work = Work::default();
+        let done = self.enqueue(devices, job, &places, observer, &mut work);
+        match done.and_then(|()| devices.finish()) {
+            Ok(report) => Ok((work, staging, report)),
+            Err(error) => {
+                devices.settle();
+                Err(error)
+            }
+        }
     }
 
     /// Enqueues everything a job asks for but the way back to the host; says what it did.
@@ -137,18 +159,8 @@ impl Backend for CudaBackend {
         self.check(&job)?;
         let mut devices = lock(&self.devices);
         let hidden = self.config.hidden_size;
-        let staged = host_rows(&job);
-        let staging = devices.primary.staging(staged)?;
-        let places = Places::new(&job, staging.ptr(), hidden);
-        let mut work = Work::default();
-        let done = self.enqueue(&mut devices, &job, &places, observer, &mut work);
-        let report = match done.and_then(|()| devices.finish()) {
-            Ok(report) => report,
-            Err(error) => {
-                devices.settle();
-                return Err(error);
-            }
-        };
+        let (mut work, staging, report) =
+            devices.with_room(|devices| self.run_on_devices(devices, &job, observer))?;
         let arena = &devices.primary;
         if let Some(index) = report.refused() {
             // The host finds the same and says it in its words.
@@ -200,7 +212,7 @@ impl Backend for CudaBackend {
     }
 
     fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
-        lock(&self.devices).warm_up(batch_sizes)
+        lock(&self.devices).with_room(|devices| devices.warm_up(batch_sizes))
     }
 }
 

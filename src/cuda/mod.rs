@@ -28,10 +28,9 @@
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
-use crate::config::ModelConfig;
+use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::error::{Error, Result};
+use crate::warning::Warning;
 
 pub(crate) mod arena;
 pub(crate) mod attention;
@@ -73,6 +72,7 @@ use linear::Linear;
 use patches::Patches;
 use resize::Resize;
 use verify::Verify;
+use weights::Source;
 
 /// Names GPU `ordinal`, after checking that this build can use it: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
 ///
@@ -83,17 +83,21 @@ pub fn describe(ordinal: usize) -> Result<String> {
     Ok(Gpu::open(ordinal)?.describe())
 }
 
-/// Uploads a model to GPUs, which share the images of a call; sequences lie on the first.
+/// Uploads a checkpoint to GPUs, which convert its weights and share the images of a call; sequences lie on the
+/// first. Says what deserves a word about the weights.
 ///
 /// # Errors
-/// [`Error::Device`] if there is no room, or the driver fails.
+/// As [`Checkpoint::vision_weights`]; [`Error::Device`] if there is no room, or the driver fails.
 pub(crate) fn open_backend(
     gpus: Vec<Gpu>,
-    config: &ModelConfig,
-    weights: &VisionWeights,
-    embedding: EmbeddingTable,
-) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(CudaBackend::new(gpus, config, weights, embedding)?))
+    checkpoint: &Checkpoint,
+    policy: RangePolicy,
+) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
+    let embedding = checkpoint.embedding().with_policy(policy);
+    let weights = checkpoint.stored_weights()?;
+    let source = Source::Stored(&weights, policy);
+    let (backend, report) = CudaBackend::new(gpus, checkpoint.config(), source, embedding)?;
+    Ok((Box::new(backend), report.warnings()))
 }
 
 /// A GPU with all kernels loaded.

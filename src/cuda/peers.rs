@@ -15,16 +15,18 @@
 //! poison, and what the caller's stream was given, before all that peers store; the end of a call waits for every
 //! device. The bits are those of one: an image's rows depend on neither its group nor its place in it.
 
+use std::sync::Arc;
+
 use super::Gpu;
-use super::arena::Arena;
+use super::arena::{Arena, MOST_IMAGES};
 use super::driver::{Context, Event, Span};
 use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
 use super::pictures::Growing;
 use super::range::RangeReport;
+use super::weights::Source;
 use crate::backend::TraceFn;
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
+use crate::checkpoint::{ConversionReport, EmbeddingTable};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::image::{Resample, RgbView};
@@ -47,34 +49,73 @@ struct Peer {
 }
 
 impl Devices {
-    /// Uploads a model to all `gpus`; the first is the primary.
+    /// Uploads a model to all `gpus`; the first is the primary. Says what [`Arena::new`] says.
     ///
     /// # Errors
     /// As [`Arena::new`], of the first device that fails.
     pub(crate) fn new(
         gpus: Vec<Gpu>,
         config: &ModelConfig,
-        weights: &VisionWeights,
+        weights: Source<'_>,
         embedding: &EmbeddingTable,
-    ) -> Result<Self> {
+    ) -> Result<(Self, ConversionReport)> {
         let mut gpus = gpus.into_iter();
         let first = gpus.next().ok_or_else(|| Error::Internal("a backend on no device".into()))?;
         let ready = Event::new(&first.context)?;
-        let primary = Arena::new(first, config, weights, Some(embedding))?;
+        let (primary, report) = Arena::new(first, config, weights, Some(embedding))?;
         let mut peers = Vec::new();
         for gpu in gpus {
             let (context, reached) = (gpu.context.clone(), &primary.gpu().context);
             let reaches = context.reach(reached)?;
             tracing::info!(device = gpu.describe(), primary = ?reached, remote_stores = reaches, "CUDA peer");
-            let rows = Growing::new(&context, "rows on their way to another device");
-            let arena = Arena::new(gpu, config, weights, None)?;
-            let mut peer = Peer { arena, reaches, rows, copies: 0 };
-            if !reaches {
-                peer.rows()?; // not inside a call
-            }
-            peers.push(peer);
+            let (arena, _) = Arena::new(gpu, config, weights, None)?;
+            peers.push(Peer { arena, reaches, rows: Peer::no_rows(&context), copies: 0 });
         }
-        Ok(Self { peers, primary, ready })
+        let mut devices = Self { peers, primary, ready };
+        // What a call will need, not inside it.
+        let far = |devices: &mut Self| {
+            devices.peers.iter_mut().filter(|peer| !peer.reaches).try_for_each(|peer| peer.rows().map(drop))
+        };
+        devices.with_room(far)?;
+        Ok((devices, report))
+    }
+
+    /// Does `work`. As long as that finds too little memory on a device, makes room there by smaller groups and
+    /// does it again.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Device`] if there is no room for one image any more.
+    pub(crate) fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        for device in 0..self.count() {
+            if self.arena(device).group_size() == 0 {
+                self.arena(device).regroup(MOST_IMAGES)?; // an earlier call had to give it up
+            }
+        }
+        loop {
+            let before = self.shortages();
+            let error = match work(self) {
+                Err(error) => error,
+                done => return done,
+            };
+            let mut short = before.into_iter().zip(self.shortages());
+            let short = short.position(|(before, after)| after > before);
+            let Some(device) = short.filter(|&device| self.arena(device).group_size() > 1) else {
+                return Err(error);
+            };
+            let images = self.arena(device).group_size() / 2;
+            tracing::info!(%error, images, "trying with smaller groups");
+            self.settle();
+            if let Some(peer) = device.checked_sub(1) {
+                let peer = &mut self.peers[peer];
+                peer.rows = Peer::no_rows(&peer.arena.gpu().context);
+            }
+            self.arena(device).regroup(images)?;
+        }
+    }
+
+    /// How often each device had too little memory.
+    fn shortages(&self) -> Vec<u64> {
+        self.arenas().map(|arena| arena.gpu().context.shortages()).collect()
     }
 
     /// How many there are.
@@ -204,6 +245,11 @@ impl Devices {
 }
 
 impl Peer {
+    /// Of [`Peer::rows`], none yet.
+    fn no_rows(context: &Arc<Context>) -> Growing {
+        Growing::new(context, "rows on their way to another device")
+    }
+
     /// Room for the rows of a group, `[B, P, H]`.
     fn rows(&mut self) -> Result<Span<half::f16>> {
         let config = self.arena.config();

@@ -93,12 +93,12 @@ impl DeviceRows for CudaRows {
     }
 
     fn reserve(&mut self, rows: usize, hidden: usize) -> Result<(u64, usize)> {
-        let devices = lock(&self.devices);
-        let arena = &devices.primary;
+        let mut devices = lock(&self.devices);
         match &mut self.memory {
             Memory::Ours(memory) => {
-                let span = memory.span(rows * hidden * size_of::<f16>())?.cast::<f16>()?;
-                arena.poison(span)?;
+                let bytes = rows * hidden * size_of::<f16>();
+                let span = devices.with_room(|_| memory.span(bytes))?.cast::<f16>()?;
+                devices.primary.poison(span)?;
                 self.row_stride = hidden;
                 Ok((span.ptr().address(), hidden))
             }
@@ -119,7 +119,7 @@ impl DeviceRows for CudaRows {
                 // What the caller has given to that stream comes first.
                 let theirs = Event::new(stream.context())?;
                 theirs.record(stream)?;
-                arena.compute.wait_for(&theirs)?;
+                devices.primary.compute.wait_for(&theirs)?;
                 Ok((span.ptr().address(), self.row_stride))
             }
         }
@@ -138,7 +138,8 @@ impl DeviceRows for CudaRows {
     }
 
     fn check(&self, rows: usize, hidden: usize, slots: &[Slot]) -> Result<RowChecks> {
-        lock(&self.devices).primary.check(&self.matrix(rows, hidden)?, slots)
+        let rows = self.matrix(rows, hidden)?;
+        lock(&self.devices).with_room(|devices| devices.primary.check(&rows, slots))
     }
 }
 

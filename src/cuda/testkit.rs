@@ -3,8 +3,6 @@
 //! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks
 //! for the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::OnceLock;
 
 use half::f16;
@@ -14,57 +12,38 @@ use super::images::Image;
 use super::matrix::Matrix;
 use super::{Gpu, images};
 
+#[path = "../../tests/support/emulator.rs"]
+mod emulator;
+
 pub(crate) use crate::cpu::testkit::{
     Model, Random, bits, erfc, least_cosine, poison, relative_l2, ulps, wide,
 };
-
-/// Asks for the machine's own GPU.
-pub(crate) fn on_real_gpu() -> bool {
-    std::env::var_os("IMAGEHERE_TEST_GPU").is_some_and(|value| value == "1")
-}
+pub(crate) use emulator::{
+    load as load_emulator, on_real_gpu, pending as emulated_pending, provide as provide_device,
+    set as set_emulated,
+};
 
 /// Opens the device of the tests, once.
 pub(crate) fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| {
+        provide_device();
         if on_real_gpu() {
             return Gpu::open(0).unwrap();
         }
-        load_emulator();
         Gpu::open_with(0, images()).unwrap()
-    })
-}
-
-/// Builds the emulated device and loads it, once: who asks for the driver from now on gets it.
-pub(crate) fn load_emulator() -> &'static libloading::Library {
-    static LOADED: OnceLock<libloading::Library> = OnceLock::new();
-    LOADED.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let built = Command::new("bash").arg(root.join("tests/emu/build")).status().unwrap();
-        assert!(built.success(), "tests/emu/build: {built}");
-        let path = root.join("target/emu/libcuda.so");
-        // SAFETY: a library of this repository's own; it is never unloaded.
-        unsafe { libloading::Library::new(&path) }
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     })
 }
 
 /// A number of the kernels' headers, which the emulated device knows.
 pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
-    if on_real_gpu() {
-        return None;
-    }
-    let name = std::ffi::CString::new(name).unwrap();
-    type Constant = unsafe extern "C" fn(*const std::ffi::c_char) -> i64;
-    // SAFETY: a function of this repository's own (tests/emu/driver/constants.cpp), of this type.
-    let value = unsafe { load_emulator().get::<Constant>("emu_constant").unwrap()(name.as_ptr()) };
-    (value >= 0).then_some(value)
+    if on_real_gpu() { None } else { emulator::constant(name) }
 }
 
 /// Runs a test, by its path in this crate and ignored, in a process of its own with this environment.
 #[track_caller]
 pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
     let output = command.envs(environment.iter().copied()).output().unwrap();
     let said =
@@ -72,27 +51,12 @@ pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) {
     assert!(output.status.success() && said.contains("1 passed"), "{environment:?}: {said}");
 }
 
-/// Changes a setting of the emulated device.
-pub(crate) fn set_emulated(name: &str, value: &str) {
-    let [name, value] = [name, value].map(|text| std::ffi::CString::new(text).unwrap());
-    type Set = unsafe extern "C" fn(*const std::ffi::c_char, *const std::ffi::c_char) -> i32;
-    // SAFETY: a function of this repository's own (tests/emu/driver/settings.cpp), of this type.
-    let done = unsafe { load_emulator().get::<Set>("emu_set").unwrap()(name.as_ptr(), value.as_ptr()) };
-    assert_eq!(done, 0, "{name:?}");
-}
-
-/// Pieces of work that the emulated device was given and has not done.
-pub(crate) fn emulated_pending() -> usize {
-    // SAFETY: a function of this repository's own (tests/emu/driver/settings.cpp), of this type.
-    unsafe { load_emulator().get::<unsafe extern "C" fn() -> usize>("emu_pending").unwrap()() }
-}
-
 /// What the emulated device did during `work`: a line of its log each. For tests in a process of their own.
 pub(crate) fn logged(work: impl FnOnce()) -> Vec<serde_json::Value> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    set_emulated("LOG", file.path().to_str().unwrap());
+    emulator::set("LOG", file.path().to_str().unwrap());
     work();
-    set_emulated("LOG", "");
+    emulator::set("LOG", "");
     let log = std::fs::read_to_string(file.path()).unwrap();
     log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -66,6 +66,12 @@ impl Workspace {
         Ok(Some(Self { images, patches, hidden, mixed, qkv: qkv?, mlp: mlp?, inner: inner?, memory }))
     }
 
+    /// Frees the memory: no image fits any more.
+    pub(crate) fn release(&mut self) {
+        self.images = 0;
+        self.memory = DeviceMemory::none(self.memory.context());
+    }
+
     /// The most images that fit.
     pub(crate) fn images(&self) -> usize {
         self.images

@@ -2,6 +2,7 @@
 
     python tests/oracle/heldout.py target/release/imagehere [--cases N] [--seed S] [--shared DIR]
     python tests/oracle/heldout.py target/release/imagehere --model DIR [--image F]...     # a given checkpoint
+    python tests/oracle/heldout.py target/release/imagehere --device cuda                  # the emulated device
 
 Each case draws sizes, dtype, format, sharding, pictures (or photos of DIR/photos), a prompt and options from its
 seed, writes the checkpoint with torch (every fourth: `imagehere synth`), runs `imagehere encode`, and demands:
@@ -12,11 +13,19 @@ seed, writes the checkpoint with torch (every fourth: `imagehere synth`), runs `
     the same, against fp16           rel-L2 <= 1.1 x that of transformers' own fp16 run
 
 A case whose fp16 run itself strays beyond 2e-3 (marked ~) is held to the last line alone. Prints a table; exits 1
-if a case fails. `--pillow13 PYTHON` names an interpreter that has Pillow 13, and adds `--resample pillow13` cases.
+if a case fails.
+
+With `--device cuda` the command finds the emulated device (tests/emu; IMAGEHERE_TEST_GPU=1 leaves it the machine's
+own), of a drawn capability and seed. It runs on the CPU too, and in addition:
+
+    the same, against the CPU        rel-L2 <= 1.5 x that of the CPU; layouts equal
+
+`--pillow13 PYTHON` names an interpreter that has Pillow 13, and adds `--resample pillow13` cases.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -34,7 +43,7 @@ import reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SMALL_TOKENIZER = ROOT / "tests/goldens/model/tokenizer.model"
-REL_L2, COSINE, AGAINST_FP16 = 2e-3, 0.9999, 1.1
+REL_L2, COSINE, AGAINST_FP16, AGAINST_CPU = 2e-3, 0.9999, 1.1, 1.5
 
 WORDS = """the a red car panda picture second first compare describe 图片 中文 描述 windows  12 3.5 (x) déjà 😀 …… —— \t
  \n e = mc² <img> </p> def f(x): return what changed? between ; : , . ！""".split(" ")
@@ -117,10 +126,20 @@ def draw_checkpoint(rng, seed, binary, directory, tokenizer):
     return f"{form}{'*' if odd else ''}/{count} {dtype.lower()} C{width} F{s['mlp']} x{s['layers']} {s['grid']}x{s['patch']}px H{s['hidden']} {','.join(flavour)}"
 
 
-def run(command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+def environment(rng, device):
+    """Where the command finds a device: the emulated one stands in for the driver."""
+    if device != "cuda" or os.environ.get("IMAGEHERE_TEST_GPU") == "1":
+        return {}
+    subprocess.run(["bash", ROOT / "tests/emu/build"], check=True)
+    capability, seed = rng.choice(["8.0", "8.6", "8.9", "9.0"]), str(rng.randrange(1000))
+    return {"LD_LIBRARY_PATH": str(ROOT / "target/emu"), "EMU_CC": capability, "EMU_SEED": seed}
+
+
+def run(command, more={}):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, **more})
     if done.returncode != 0:
-        raise AssertionError(f"exit {done.returncode} of {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+        env = "".join(f"{name}={value} " for name, value in more.items())
+        raise AssertionError(f"exit {done.returncode} of {env}{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
     return done.stdout
 
 
@@ -138,14 +157,22 @@ def resized(path, size, exif, pillow13):
     return np.frombuffer(out, np.uint8).reshape(size, size, 3)
 
 
-def check(binary, directory, model, images, case, options, pillow13):
-    """Runs one encode and compares; (L, rel-L2, worst cosine, fp16 run's rel-L2)."""
+def encode(command, directory, device, env):
+    """Runs one encode on a device; the tensors it wrote, and the device's name."""
+    file = directory / "out.safetensors"
+    file.unlink(missing_ok=True)
+    report = json.loads(run([*command, "--out", file, "--device", device], env))
+    return safetensors.torch.load_file(file), report["device"]
+
+
+def check(binary, directory, model, images, case, options, pillow13, device, env):
+    """Runs one encode and compares; (L, rel-L2, worst cosine, fp16 run's rel-L2, the CPU's or None)."""
     weights = checkpoint.read(model)
     config = json.loads((model / "config.json").read_text())
     tokenizer = reference.Tokenizer((model / "tokenizer.model").read_bytes())
     sizes = reference.Sizes.of(weights)
     case = dict(case)
-    command = [binary, "encode", "--model", model, "--out", directory / "out.safetensors", "--json", *options]
+    command = [binary, "encode", "--model", model, "--json", *options]
     (directory / "prompt.txt").write_bytes(case["query"].encode())
     command += ["--prompt-file", directory / "prompt.txt"]
     for image in images:
@@ -166,9 +193,9 @@ def check(binary, directory, model, images, case, options, pillow13):
     if "--compat" in options:
         case["allow_control_tokens"] = True
     ids, slots = reference.plan(tokenizer, case, sizes.grid**2)
-    (directory / "out.safetensors").unlink(missing_ok=True)
-    run(command)
-    out = safetensors.torch.load_file(directory / "out.safetensors")
+    out, ran_on = encode(command, directory, device, env)
+    on_cpu, _ = encode(command, directory, "cpu", {}) if device == "cuda" else (None, None)
+    assert device != "cuda" or ran_on.startswith("cuda:0"), f"ran on {ran_on}"
 
     def equal(name, got, want):
         assert got == want, f"{name} differs:\n  got  {str(got)[:600]}\n  want {str(want)[:600]}"
@@ -176,6 +203,9 @@ def check(binary, directory, model, images, case, options, pillow13):
     equal("input_ids", out["input_ids"].tolist(), [ids])
     equal("im_mask", out["im_mask"].tolist(), [[i < 0 for i in ids]])
     equal("slots", [s for s in out["slots"].tolist() if s[0] < s[1]], [s for s in slots if s[0] < s[1]])
+    if on_cpu:
+        for name in ("input_ids", "im_mask", "slots"):
+            assert torch.equal(out[name], on_cpu[name]), f"{name} differs from the CPU's"
     embeds = out["inputs_embeds"]
     equal("inputs_embeds' dtype and shape", (embeds.dtype, list(embeds.shape)), (torch.float16, [1, len(ids), sizes.hidden]))
     ids = torch.tensor(ids)
@@ -184,18 +214,21 @@ def check(binary, directory, model, images, case, options, pillow13):
 
     truth, half = reference.Oracle(weights), reference.Oracle(weights, dtype=torch.float16)
     exif = not ("ignore" in options or "--compat" in options)
-    got, want, fp16 = [], [], []
+    got, want, fp16, cpu = [], [], [], []
     for image, (begin, end) in zip(images, slots):
         if begin == end:
             continue
         pixels = reference.normalise(resized(image, sizes.image, exif, pillow13 if "pillow13" in options else None))
         got.append(embeds[0, begin:end].float())
+        if on_cpu:
+            cpu.append(on_cpu["inputs_embeds"][0, begin:end].float())
         want.append(truth.features(pixels)[: end - begin])
         fp16.append(half.features(pixels)[: end - begin])
     if not got:
-        return len(ids), 0.0, 1.0, 0.0
+        return len(ids), 0.0, 1.0, 0.0, None
     got, want, fp16 = torch.cat(got), torch.cat(want), torch.cat(fp16)
-    return len(ids), reference.rel_l2(got, want), reference.worst_cosine(got, want), reference.rel_l2(fp16, want)
+    cpu = reference.rel_l2(torch.cat(cpu), want) if cpu else None
+    return len(ids), reference.rel_l2(got, want), reference.worst_cosine(got, want), reference.rel_l2(fp16, want), cpu
 
 
 def main():
@@ -206,12 +239,14 @@ def main():
     parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--model", type=pathlib.Path, help="use this checkpoint instead of random ones")
     parser.add_argument("--image", type=pathlib.Path, action="append", default=[])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--pillow13", help="a Python interpreter with Pillow 13")
     args = parser.parse_args()
     photos = args.image or sorted((args.shared / "photos").glob("*"))
     tokenizers = [SMALL_TOKENIZER, *args.shared.glob("tokenizer.model")]
     failures = []
-    print(f"{'seed':>12}  {'checkpoint':58} {'images':>6} {'L':>5}  {'rel-L2':>8} {'fp16 run':>8} {'ratio':>5} {'cosine':>9}")
+    print(f"{'seed':>12}  {'checkpoint':58} {'images':>6} {'L':>5}  {'rel-L2':>8} {'fp16 run':>8} {'ratio':>5} {'cosine':>9}"
+          f"{'  CPU run ratio' if args.device == 'cuda' else ''}")  # fmt: skip
     for seed in range(args.seed, args.seed + args.cases):
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory() as temp:
@@ -230,15 +265,20 @@ def main():
                 options = rng.choice(choices)
                 if "--compat" in options:
                     case.pop("bos", None)
-                length, error, cosine, fp16 = check(args.binary, directory, model, images, case, options, args.pillow13)
+                env = environment(rng, args.device)
+                length, error, cosine, fp16, cpu = check(
+                    args.binary, directory, model, images, case, options, args.pillow13, args.device, env
+                )
             except AssertionError as e:
                 failures.append(seed)
                 print(f"{seed:12}  {what[:58]:58} FAIL\n{e}", flush=True)
                 continue
             hard = fp16 > REL_L2
             ok = error <= AGAINST_FP16 * fp16 and (hard or (error <= REL_L2 and cosine >= COSINE))
+            ok = ok and (cpu is None or error <= AGAINST_CPU * cpu)
+            beside = "" if cpu is None else f" {cpu:8.2e} {error / cpu:5.2f} {env.get('EMU_CC', '')}/{env.get('EMU_SEED', '')}"
             print(f"{seed:12}  {what[:58]:58} {count:6} {length:5}  {error:8.2e} {fp16:8.2e} {error / max(fp16, 1e-12):5.2f} "
-                  f"{cosine:9.7f}{' ~' * hard} {' '.join(options)}{'' if ok else '  FAIL'}", flush=True)  # fmt: skip
+                  f"{cosine:9.7f}{beside}{' ~' * hard} {' '.join(options)}{'' if ok else '  FAIL'}", flush=True)  # fmt: skip
             if not ok:
                 failures.append(seed)
     print(f"{args.cases - len(failures)} of {args.cases} cases pass" + (f"; failed seeds: {failures}" if failures else ""))

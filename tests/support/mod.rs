@@ -11,6 +11,9 @@ use imagehere::image::RgbImage;
 use imagehere::synth::{self, Preset, SynthOptions};
 use serde_json::Value;
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+pub mod emulator;
+
 /// How a command ended and what it said.
 #[derive(Debug)]
 pub struct Ended {
@@ -69,7 +72,18 @@ impl Ended {
 /// Prepares the binary, in an environment that does not depend on who runs the tests.
 pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imagehere"));
-    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR");
+    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR").env_remove("IMAGEHERE_CUDA_SYNC");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EMU_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Prepares the binary where it finds the emulated device instead of a driver, with these settings of its.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+pub fn emulated<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, settings: &[(&str, &str)]) -> Command {
+    let mut command = command(args);
+    command.env("LD_LIBRARY_PATH", emulator::folder()).envs(settings.iter().copied());
     command
 }
 

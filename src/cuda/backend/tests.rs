@@ -6,7 +6,7 @@ use super::*;
 use crate::Encoder;
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::cuda::driver::DeviceMemory;
-use crate::cuda::testkit::{Random, bits, images, least_cosine, load_emulator, relative_l2, wide};
+use crate::cuda::testkit::{Random, bits, images, least_cosine, provide_device, relative_l2, wide};
 use crate::encoder::EncoderOptions;
 use crate::image::{ImageSource, Resample, RgbImage};
 use crate::packing::PackedPlan;
@@ -23,7 +23,7 @@ struct Both {
 
 impl Both {
     fn new(dtype: DType, options: &EncoderOptions) -> Self {
-        load_emulator();
+        provide_device();
         let dir = tempfile::tempdir().unwrap();
         let options_of_synth = SynthOptions { dtype, format: Format::Safetensors, ..SynthOptions::default() };
         synth::write(Preset::Tiny, &options_of_synth, dir.path().join("model")).unwrap();
@@ -42,9 +42,10 @@ impl Both {
 pub(crate) fn on_gpus(ordinals: &[usize], dir: &std::path::Path, options: &EncoderOptions) -> Encoder {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let planner = Planner::new(Tokenizer::from_dir(dir).unwrap(), checkpoint.config().clone()).unwrap();
-    let (weights, _) = checkpoint.vision_weights(RangePolicy::Refuse).unwrap();
+    let weights = checkpoint.stored_weights().unwrap();
+    let source = Source::Stored(&weights, RangePolicy::Refuse);
     let gpus = ordinals.iter().map(|&ordinal| Gpu::open_with(ordinal, images()).unwrap()).collect();
-    let backend = CudaBackend::new(gpus, checkpoint.config(), &weights, checkpoint.embedding()).unwrap();
+    let (backend, _) = CudaBackend::new(gpus, checkpoint.config(), source, checkpoint.embedding()).unwrap();
     Encoder::on(Box::new(backend), &checkpoint, planner, options.clone())
 }
 

@@ -24,6 +24,7 @@ pub(crate) struct Context {
     multiprocessors: u32,
     shared_per_block: usize, // bytes a block may ask for
     launches: AtomicU64,
+    shortages: AtomicU64,
 }
 
 // SAFETY: a context may be used by any thread that makes it current; the handle is a plain address.
@@ -76,9 +77,17 @@ impl Context {
         // SAFETY: a place for one context; `device` is the driver's own answer.
         let result = unsafe { cuDevicePrimaryCtxRetain(&mut raw, device) };
         check(ordinal, || "cuDevicePrimaryCtxRetain".into(), result)?;
-        let launches = AtomicU64::new(0);
-        let context =
-            Self { ordinal, device, raw, name, capability, multiprocessors, shared_per_block, launches };
+        let context = Self {
+            ordinal,
+            device,
+            raw,
+            name,
+            capability,
+            multiprocessors,
+            shared_per_block,
+            launches: AtomicU64::new(0),
+            shortages: AtomicU64::new(0),
+        };
         context.bind()?;
         Ok(Arc::new(context))
     }
@@ -116,6 +125,16 @@ impl Context {
     /// Counts a launch.
     pub(super) fn count_launch(&self) {
         self.launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Errors over too little memory since it was opened.
+    pub(crate) fn shortages(&self) -> u64 {
+        self.shortages.load(Ordering::Relaxed)
+    }
+
+    /// Counts an error over too little memory.
+    pub(super) fn count_shortage(&self) {
+        self.shortages.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Free and total memory, in bytes.

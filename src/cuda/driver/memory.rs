@@ -144,6 +144,11 @@ pub(crate) struct DeviceMemory {
 }
 
 impl DeviceMemory {
+    /// No memory.
+    pub(crate) fn none(context: &Arc<Context>) -> Self {
+        Self { context: context.clone(), ptr: DevicePtr::NULL, bytes: 0 }
+    }
+
     /// Allocates, if there is room: `None` says that there is not.
     ///
     /// # Errors
@@ -170,15 +175,15 @@ impl DeviceMemory {
         if let Some(memory) = Self::if_room(context, bytes)? {
             return Ok(memory);
         }
+        context.count_shortage();
         let (free, total) = context.memory()?;
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
         Err(device_error(
             context.ordinal(),
             format!(
-                "no room for {purpose}: {} MiB are needed, {} of {} MiB are free",
-                mib(bytes),
-                mib(free),
-                mib(total)
+                "no room for {purpose}: {} are needed, {} of {} are free",
+                mebibytes(bytes),
+                mebibytes(free),
+                mebibytes(total)
             ),
             remedy(CUresult::CUDA_ERROR_OUT_OF_MEMORY),
         ))
@@ -208,11 +213,17 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: allocated by this type, freed once; the driver waits for the device first. A failure
-            // leaves nothing to be done.
+            // SAFETY: allocated by this type, freed once (null: nothing to free); the driver waits for the device
+            // first. A failure leaves nothing to be done.
             let _ = unsafe { cuMemFree_v2(self.ptr.address()) };
         }
     }
+}
+
+/// Bytes for people, to three digits at least: `5.25 MiB`, `81559 MiB`.
+pub(crate) fn mebibytes(bytes: usize) -> String {
+    let digits = if bytes < 10 << 20 { 2 } else { usize::from(bytes < 100 << 20) };
+    format!("{:.digits$} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// Page-locked memory of the host, which the device copies from and to by itself. Not write-combined: the

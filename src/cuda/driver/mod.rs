@@ -33,7 +33,7 @@ pub(crate) mod stream;
 
 pub(crate) use context::Context;
 #[allow(unused_imports, reason = "part of what this folder offers")]
-pub(crate) use memory::{DeviceMemory, DevicePtr, PinnedMemory, Span};
+pub(crate) use memory::{DeviceMemory, DevicePtr, PinnedMemory, Span, mebibytes};
 pub(crate) use module::{Function, Module};
 #[allow(unused_imports, reason = "part of what this folder offers")]
 pub(crate) use stream::{Event, GraphExec, Stream};

@@ -9,7 +9,7 @@ use crate::cuda::backend::tests::{encode, on_gpus, pictures, sources};
 use crate::cuda::driver::{DeviceMemory, Stream};
 use crate::cuda::testkit::{self, bits, emulated_pending, load_emulator, logged, on_real_gpu, set_emulated};
 use crate::encoder::EncoderOptions;
-use crate::image::ImageSource;
+use crate::image::{ImageSource, RgbImage};
 use crate::packing::PackedPlan;
 use crate::prompt::{Request, SequencePlan};
 use crate::sequence::SequenceBuffer;
@@ -137,6 +137,18 @@ fn child_gives_the_bits_of_one() {
     for (of_two, of_one) in features(&pair.two).unwrap().iter().zip(&features(&pair.one).unwrap()) {
         assert!(bits(of_two.as_slice()) == bits(of_one.as_slice()));
     }
+
+    // No room, on whichever device asks first or second: smaller groups there, the same bits.
+    let large = RgbImage { width: 800, height: 600, data: vec![77; 3 * 800 * 600] };
+    let plan = pair.plan("<ImageHere><ImageHere><ImageHere>", 3);
+    let images = vec![ImageSource::from(&large); 3];
+    let expected = encode(&pair.one, &plan, &images);
+    let mut found = Vec::new();
+    set_emulated("FAIL", "alloc:1,alloc:3");
+    let log = logged(|| found = encode(&pair.two, &plan, &images));
+    set_emulated("FAIL", "");
+    assert_eq!(log.iter().filter(|line| line["event"] == "alloc" && line["address"] == 0).count(), 2);
+    assert!(bits(&found) == bits(&expected));
 
     // A call that panics half-way leaves work behind; whoever comes next waits for it.
     let plan = pair.plan("<ImageHere><ImageHere><ImageHere><ImageHere>", 4);
