@@ -6,7 +6,7 @@ use super::*;
 use crate::Encoder;
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::cuda::driver::DeviceMemory;
-use crate::cuda::testkit::{Random, bits, images, least_cosine, load_emulator, relative_l2, wide};
+use crate::cuda::testkit::{Random, bits, gpu, images, least_cosine, relative_l2, wide};
 use crate::encoder::EncoderOptions;
 use crate::image::{ImageSource, Resample, RgbImage};
 use crate::packing::PackedPlan;
@@ -23,7 +23,7 @@ struct Both {
 
 impl Both {
     fn new(dtype: DType, options: &EncoderOptions) -> Self {
-        load_emulator();
+        gpu(); // the driver of the tests is loaded
         let dir = tempfile::tempdir().unwrap();
         let options_of_synth = SynthOptions { dtype, format: Format::Safetensors, ..SynthOptions::default() };
         synth::write(Preset::Tiny, &options_of_synth, dir.path().join("model")).unwrap();
