@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use imagehere::backend::Stage;
-use imagehere::encoder::Encoder;
+use imagehere::backend::{Device, Stage};
+use imagehere::encoder::{Encoder, EncoderOptions};
 use imagehere::image::ImageSource;
 use imagehere::prompt::{Bos, Meta, Planner, Request};
 use imagehere::sequence::SequenceBuffer;
@@ -25,8 +25,16 @@ const AGAINST_FP16: f64 = 1.1;
 /// The smallest cosine between a row of features and the golden's.
 const COSINE: f64 = 0.9999;
 
+/// Where the goldens are: beside this file, or where `IMAGEHERE_TEST_GOLDENS` says that they were copied to.
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/model")
+    let checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    std::env::var_os("IMAGEHERE_TEST_GOLDENS").map_or_else(checkout, PathBuf::from).join("model")
+}
+
+/// What they are compared with: the CPU, or GPU 0 where `IMAGEHERE_TEST_GPU=1` asks for that.
+fn device() -> Device {
+    let asked = std::env::var_os("IMAGEHERE_TEST_GPU").is_some_and(|value| value == "1");
+    if asked { Device::Cuda(0) } else { Device::Cpu }
 }
 
 fn goldens() -> Value {
@@ -146,7 +154,9 @@ fn checkpoint(golden: &Value) -> tempfile::TempDir {
 
 fn open(golden: &Value) -> (tempfile::TempDir, Encoder) {
     let dir = checkpoint(golden);
-    let encoder = Encoder::open(dir.path()).unwrap_or_else(|e| panic!("{}: {e}", golden["name"]));
+    let options = EncoderOptions::new().device(device());
+    let encoder =
+        Encoder::open_with(dir.path(), options).unwrap_or_else(|e| panic!("{}: {e}", golden["name"]));
     (dir, encoder)
 }
 
