@@ -1,18 +1,18 @@
 //! From `kernels/*.cu` to one fat binary each, by nvcc.
 //!
 //! ```text
-//!   x_sm80.cu ─ nvcc -ptx ─▶ x_sm80.compute_80.ptx ─┬─ ptxas ─▶ x_sm80.sm_80.cubin  + ptxas' report ─┐
-//!                                                   ├─ ptxas ─▶ x_sm80.sm_86.cubin  + report         ├─▶ x_sm80.fatbin
-//!                                                   └─ …                                             ┘
+//!   x_sm80.cu ─ nvcc -ptx ─▶ x_sm80.compute_80.ptx ─┬─ ptxas ─▶ sm_80 cubin, report ─┐
+//!                                                   ├─ ptxas ─▶ sm_86 cubin, report  ├─▶ x_sm80.fatbin
+//!                                                   └─ …                             ┘
 //! ```
 //!
 //! The front end runs once per file; the portable kernels' PTX is that of compute_80, and goes along for
 //! architectures that come later. `*_sm90.cu` has 9.0a's own instructions and is compiled for nothing else.
 //! Jobs are single files and architectures, as many at a time as cargo allows (`NUM_JOBS`).
 //!
-//! Every result lies beside the hash of all it came from, in OUT_DIR, and is made again when that changes: the
-//! kernel, any header, the compiler, or an option here. ptxas' reports stay beside them for the test that
-//! compares them with `kernels/budgets.txt`.
+//! Every result lies beside the hash of all it came from, in OUT_DIR, and is made again when that changes:
+//! the kernel, any header, the compiler, or an option here. ptxas' reports stay beside them for the test
+//! that compares them with `kernels/budgets.txt`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -185,7 +185,7 @@ fn the_target_is_looked_at_before_the_weights() {
 fn devices_that_are_not_there() {
     let case = Mistake::new();
     for device in ["cuda:97", "cuda:4095"] {
-        case.encode("<ImageHere>", &[&case.image], &["--device", device]).mistake(&[device, "--device cpu"]);
+        case.encode("<ImageHere>", &[&case.image], &["--device", device]).mistake(&[device, "use `cpu`"]);
     }
     case.encode("<ImageHere>", &[&case.image], &["--device", "tpu"]).mistake(&["tpu", "cuda:N"]);
 }

@@ -62,7 +62,7 @@ fn a_driver_that_will_not_do() {
 fn no_driver_or_one_that_works() {
     // Machines differ; none of them panics.
     let answer = ask(Path::new("/nonexistent"));
-    let absent = "device `cuda`: there is no NVIDIA driver: libcuda.so was not found. Install the driver";
+    let absent = "device `cuda:0`: there is no NVIDIA driver: libcuda.so was not found. Install the driver";
     assert!(answer.starts_with("cuda:0 (") || answer.contains("device `cuda"), "{answer}");
     if !Path::new("/proc/driver/nvidia").exists() {
         assert!(answer.starts_with(absent), "{answer}");

@@ -31,7 +31,7 @@ impl PixelTable {
     }
 
     /// All values, channel by channel: `[3 · 256]`.
-    #[allow(dead_code, reason = "for other devices")]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "for other devices"))]
     pub(crate) fn values(&self) -> &[f16] {
         self.0.as_flattened()
     }

@@ -65,8 +65,8 @@ impl Attention {
         Ok(Self { kernels: [many?, few?] })
     }
 
-    /// Enqueues attention over images of `tokens` rows each, in the blocks that are done first on the stream's
-    /// device.
+    /// Enqueues attention over images of `tokens` rows each, in the blocks that are done first on the
+    /// stream's device.
     pub(crate) fn enqueue(&self, stream: &Stream, out: &Matrix, qkv: &Matrix, tokens: usize) -> Result<()> {
         let pairs = out.rows / tokens.max(1) * (out.columns / HEAD_SIZE);
         let queries = choose_queries(tokens, pairs, stream.context().multiprocessors() as usize);

@@ -125,7 +125,8 @@ fn entry_points(source: &str) -> BTreeSet<String> {
     let entries = source.lines().filter(|line| line.starts_with("extern \"C\" __global__"));
     let name = |line: &str| {
         let before = line.rsplit_once('(').map_or(line, |(before, _)| before);
-        // Without a parenthesis at its end the line breaks inside the list; names are followed by `(` in any case.
+        // Without a parenthesis at its end the line breaks inside the list; names are followed by `(` in any
+        // case.
         let word = |text: &str| text.rsplit([' ', '*']).next().unwrap_or_default().to_owned();
         match before.rsplit_once(") ") {
             Some((_, rest)) => word(rest.split('(').next().unwrap_or_default()),
@@ -228,7 +229,8 @@ fn judges_against_the_table() {
 
 #[test]
 fn finds_entry_points() {
-    let source = "extern \"C\" __global__ void __launch_bounds__(Big::THREADS, BIG_BLOCKS) linear_bias_128x128(\n\
+    let source = "\
+        extern \"C\" __global__ void __launch_bounds__(Big::THREADS, BIG_BLOCKS) linear_bias_128x128(\n\
         \x20   const __grid_constant__ LinearArgs args) {\n\
         extern \"C\" __global__ void __launch_bounds__(128) layer_norm(fp16 *y, const fp16 *x) {\n\
         extern \"C\" __global__ void __launch_bounds__(f(1), g(2)) third(int a) {\n\

@@ -71,8 +71,8 @@ impl EmbedTokens {
         Ok(Self { kernels: [bf16?, f16?, f32?] })
     }
 
-    /// Enqueues the filling of all `rows`, which must have room for H elements each and lie apart. Whether any
-    /// value did not fit is in `report` when the stream is done.
+    /// Enqueues the filling of all `rows`, which must have room for H elements each and lie apart. Whether
+    /// any value did not fit is in `report` when the stream is done.
     pub(crate) fn enqueue(
         &self,
         stream: &Stream,

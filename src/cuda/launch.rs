@@ -1,11 +1,12 @@
 //! Launching kernels: one unsafe function, and what makes it hold.
 //!
-//! A kernel takes its arguments as `void **`, which hides a wrong count, order or size. So each launcher file
-//! declares its kernel's parameters once, as a `#[repr(C)]` struct made by [`parameters!`]; when the kernel is
-//! loaded, offset and size of every field are compared with what the module says of the compiled kernel
-//! (`cuFuncGetParamInfo`). A launch then passes the addresses of the fields.
+//! A kernel takes its arguments as `void **`, which hides a wrong count, order or size. So each launcher
+//! file declares its kernel's parameters once, as a `#[repr(C)]` struct made by [`parameters!`]; when the
+//! kernel is loaded, offset and size of every field are compared with what the module says of the compiled
+//! kernel (`cuFuncGetParamInfo`). A launch then passes the addresses of the fields.
 //!
-//! Threads per block and dynamic shared memory are a kernel's own, in its [`Entry`]; the grid is the launch's.
+//! Threads per block and dynamic shared memory are a kernel's own, in its [`Entry`]; the grid is the
+//! launch's.
 //!
 //! # Debugging
 //! `IMAGEHERE_CUDA_SYNC=1` waits after every launch, so that the error names the kernel that failed. Every
@@ -111,8 +112,8 @@ impl<P: Parameters> Kernel<P> {
             contract!(
                 entry.name,
                 compiled == Some((*offset, *size)),
-                "parameter {i} (`{name}`) is {size} bytes at {offset} here, {compiled:?} (offset, size) in the \
-                 kernel"
+                "parameter {i} (`{name}`) is {size} bytes at {offset} here, {compiled:?} (offset, size) in \
+                 the kernel"
             );
         }
         let count = P::LAYOUT.len();
@@ -160,7 +161,8 @@ pub(crate) unsafe fn launch<P: Parameters>(
     }
     tracing::trace!(kernel = name, ?grid, threads, shared, "launch");
     let raw = kernel.function.raw();
-    // Asked before, so that the next call after the launch is the wait: it is the next call that gets the error.
+    // Asked before, so that the next call after the launch is the wait: it is the next call that gets the
+    // error.
     let wait = waits() && !stream.is_capturing()?;
     let what = || format!("{name} in {x}x{y}x{z} blocks of {threads} threads");
     stream.run(

@@ -11,7 +11,8 @@ use super::launch::{Entry, Kernel, contract, int, launch, parameters};
 use super::matrix::Matrix;
 use crate::error::Result;
 
-/// Where rows 0..`rows` of an image go, and how far apart; one block of a sequence (`SlotRows` in linear.cuh).
+/// Where rows 0..`rows` of an image go, and how far apart; one block of a sequence (`SlotRows` in
+/// linear.cuh).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SlotRows {
@@ -289,10 +290,11 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
     Ok(args)
 }
 
-/// Chooses the tile that is done first: by the tiles that the busiest multiprocessor gets, and what one costs.
+/// Chooses the tile that is done first: by the tiles that the busiest multiprocessor gets, and what one
+/// costs.
 ///
-/// A small tile has a quarter of the large one's work and takes 0.47 of its time: by counting, not by measurement
-/// (kernels/README.md). Both give the same bits.
+/// A small tile has a quarter of the large one's work and takes 0.47 of its time: by counting, not by
+/// measurement (kernels/README.md). Both give the same bits.
 pub(crate) fn choose_tile(m: usize, n: usize, multiprocessors: usize) -> Tile {
     let cost = |tile: Tile, percent: usize| {
         let tiles = m.div_ceil(tile.side()) * n.div_ceil(tile.side());

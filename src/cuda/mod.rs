@@ -17,8 +17,8 @@
 //! `x.rs` launches `kernels/x.cu` and checks the contract in its header, in its order. `disabled.rs` is this
 //! module's other self, for builds without the feature `cuda`.
 //!
-//! What holds: stages, rounding points and order of sums are those of [`crate::cpu`]; an image's rows depend on
-//! neither its batch nor its place in it nor the tile that was chosen.
+//! What holds: stages, rounding points and order of sums are those of [`crate::cpu`]; an image's rows depend
+//! on neither its batch nor its place in it nor the tile that was chosen.
 
 #![allow(
     dead_code,
@@ -78,7 +78,8 @@ use verify::Verify;
 /// Names GPU `ordinal`, after checking that this build can use it: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
 ///
 /// # Errors
-/// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or broken.
+/// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or
+/// broken.
 pub fn describe(ordinal: usize) -> Result<String> {
     Ok(Gpu::open(ordinal)?.describe())
 }

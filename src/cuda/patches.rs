@@ -42,8 +42,8 @@ impl Patches {
         Ok(Self { kernel: Kernel::load(module, ENTRY)? })
     }
 
-    /// Enqueues the cutting of one image, whose rows of pixels are `rgb_pitch` bytes apart, into `out`, and the
-    /// zeroing of what is between its rows.
+    /// Enqueues the cutting of one image, whose rows of pixels are `rgb_pitch` bytes apart, into `out`, and
+    /// the zeroing of what is between its rows.
     pub(crate) fn enqueue(
         &self,
         stream: &Stream,

@@ -163,8 +163,8 @@ impl Resize {
         Ok(Self { horizontal: Kernel::load(module, horizontal)?, vertical: Kernel::load(module, vertical)? })
     }
 
-    /// Bytes of `between` that [`Resize::enqueue`] needs for an image of `width` pixels to a side of `side`; the
-    /// rows of what is there are as long as they are.
+    /// Bytes of `between` that [`Resize::enqueue`] needs for an image of `width` pixels to a side of `side`;
+    /// the rows of what is there are as long as they are.
     pub(crate) fn between_bytes(passes: &Passes, width: usize, side: usize) -> usize {
         match (&passes.horizontal, &passes.vertical) {
             (Some(_), Some(_)) if passes.vertical_first => side * 3 * width,
@@ -173,8 +173,8 @@ impl Resize {
         }
     }
 
-    /// Enqueues the passes that turn `from`, a whole image, into the square `out`; returns where the result is:
-    /// `out`, or `from` itself where there is nothing to do.
+    /// Enqueues the passes that turn `from`, a whole image, into the square `out`; returns where the result
+    /// is: `out`, or `from` itself where there is nothing to do.
     pub(crate) fn enqueue(
         &self,
         stream: &Stream,

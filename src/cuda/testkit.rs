@@ -1,7 +1,7 @@
 //! What the tests of the CUDA parts share: a device, memory on it, comparisons.
 //!
-//! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks for
-//! the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
+//! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks
+//! for the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
 
 use std::path::Path;
 use std::process::Command;
@@ -61,8 +61,8 @@ pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
     (value >= 0).then_some(value)
 }
 
-/// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a magic
-/// number alone: so these tests need no nvcc.
+/// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a
+/// magic number alone: so these tests need no nvcc.
 pub(crate) fn images() -> &'static [Image] {
     /// Begins a fat binary.
     const MAGIC: u32 = 0xba55_ed50;

@@ -161,6 +161,34 @@ fn child_is_refused() {
 }
 
 #[test]
+fn two_devices_reach_one_another() {
+    if !super::testkit::on_real_gpu() {
+        in_child("child_with_two_devices", &[("EMU_DEVICES", "2")]);
+    }
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn child_with_two_devices() {
+    let first = &gpu().context;
+    let second = Context::open(1).unwrap();
+    assert!(first.reach(&second).unwrap() && first.reach(&second).unwrap(), "twice is well");
+    let [here, there] =
+        [first, &second].map(|context| driver::DeviceMemory::new(context, 64, "a test").unwrap());
+    // SAFETY: the memory lives to the end of this test.
+    let [from, to] = [&here, &there].map(|memory| unsafe { memory.span() });
+    let [stream, other] = [first, &second].map(|context| driver::Stream::new(context).unwrap());
+    stream.upload_and_wait(from, &[7; 64]).unwrap();
+    stream.copy_to_peer(&second, to, from).unwrap();
+    let done = driver::Event::new(first).unwrap();
+    done.record(&stream).unwrap();
+    other.wait_for(&done).unwrap();
+    let mut read = [0; 64];
+    other.download_and_wait(to, &mut read).unwrap();
+    assert_eq!(read, [7; 64]);
+}
+
+#[test]
 #[cfg_attr(has_kernels, ignore = "this build has kernels")]
 fn without_kernels_it_says_what_to_run() {
     let error = Gpu::open(0).unwrap_err().to_string();

@@ -3,7 +3,8 @@
 //! ```text
 //!   patches ──▶ patch embedding + positions + class row ──▶ pre-norm ──▶ hidden [B · T, C]
 //!                                                                          │
-//!   per block:  hidden ─ norm1 ─ qkv ─ attention ─ out ─(+)─▶ hidden ─ norm2 ─ fc1 quick_gelu ─ fc2 ─(+)─▶ hidden
+//!   per block:  hidden ─ norm1 ─ qkv ─ attention ─ out ─(+)─▶ hidden       │
+//!               hidden ─ norm2 ─ fc1 quick_gelu ─ fc2 ─(+)─▶ hidden        │
 //!                                                                          │
 //!   rows 1.. of each image ─ projector hidden gelu ─ projector out ──▶ every slot of the image, in place
 //! ```
@@ -134,11 +135,12 @@ impl Tower<'_> {
     /// their slots.
     ///
     /// `after` is called when a stage is enqueued, with the matrix that will hold it; `|_, _| Ok(())` where
-    /// nobody looks. Only enqueues: the result is there when the stream is done, and the call may be captured.
+    /// nobody looks. Only enqueues: the result is there when the stream is done, and the call may be
+    /// captured.
     ///
     /// # Errors
-    /// [`Error::Internal`] if there is no room for so many images, or a contract is broken; [`Error::Device`] if
-    /// the driver fails; those of `after`.
+    /// [`Error::Internal`] if there is no room for so many images, or a contract is broken;
+    /// [`Error::Device`] if the driver fails; those of `after`.
     pub(crate) fn enqueue(
         &self,
         stream: &Stream,

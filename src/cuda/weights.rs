@@ -43,8 +43,8 @@ impl DeviceWeights {
     /// Allocates and uploads, and waits for that.
     ///
     /// # Errors
-    /// [`Error::Argument`] if a tensor is not as large as `config` says; [`Error::Device`] if there is no room
-    /// or the driver fails.
+    /// [`Error::Argument`] if a tensor is not as large as `config` says; [`Error::Device`] if there is no
+    /// room or the driver fails.
     pub(crate) fn upload(stream: &Stream, config: &ModelConfig, weights: &VisionWeights) -> Result<Self> {
         let mut arena = Arena { stream, place: None, used: 0 };
         arena.all(config, weights)?;

@@ -38,14 +38,14 @@ impl Context {
     /// [`crate::Error::Device`] if there is no driver, no such device, if it is older than compute capability
     /// 8.0, or if its context broke earlier in this process.
     pub(crate) fn open(ordinal: usize) -> Result<Arc<Self>> {
-        library::open()?;
+        library::open(ordinal)?;
         let count = device_count()?;
         if ordinal >= count {
             let plural = if count == 1 { "" } else { "s" };
             return Err(device_error(
                 ordinal,
                 format!("there is no such device: the driver shows {count} device{plural}"),
-                "Use a smaller number, or check CUDA_VISIBLE_DEVICES; `cpu` needs none",
+                "Use a smaller number, check CUDA_VISIBLE_DEVICES, or use `cpu`",
             ));
         }
         check_not_refused(ordinal)?;

@@ -38,14 +38,14 @@ calls! {
 
 /// Looks for the driver, its version and its functions, and initialises it. Cheap when repeated.
 ///
-/// Returns the driver's CUDA version, as 13000 for 13.0.
+/// Returns the driver's CUDA version, as 13000 for 13.0; `ordinal` is whom errors speak of.
 ///
 /// # Errors
 /// [`Error::Device`] if there is no library, if it is older than [`OLDEST_DRIVER`], if a function is missing,
 /// or if it finds no device.
-pub(crate) fn open() -> Result<i32> {
+pub(crate) fn open(ordinal: usize) -> Result<i32> {
     let refuse = |problem: String, remedy: &str| {
-        Err(Error::Device { device: "cuda".into(), problem, remedy: remedy.into() })
+        Err(Error::Device { device: format!("cuda:{ordinal}"), problem, remedy: remedy.into() })
     };
     // SAFETY: opening a library runs its initialisers; the names are those of NVIDIA's driver.
     if !unsafe { sys::is_culib_present() } {

@@ -7,8 +7,8 @@
 //!                                               └─ module    kernel images and their functions
 //! ```
 //!
-//! `cudarc` has the signatures and opens the library; nothing of it is seen outside this folder. It panics over
-//! a missing library or function, so `library` looks for all of them before the first is called.
+//! `cudarc` has the signatures and opens the library; nothing of it is seen outside this folder. It panics
+//! over a missing library or function, so `library` looks for all of them before the first is called.
 //!
 //! # Errors
 //! Each failing call becomes an [`Error::Device`] with its name, the driver's code and what to do. Codes that
@@ -111,7 +111,7 @@ fn remedy(result: CUresult) -> &'static str {
         }
         CUDA_ERROR_INVALID_DEVICE => "Use a device that `nvidia-smi` lists, or `cpu`",
         CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
-            "libcuda.so and the kernel's driver are of different versions: reboot, or install the driver again"
+            "libcuda.so and the running driver are of different versions: reboot, or install it again"
         }
         CUDA_ERROR_DEVICE_UNAVAILABLE => {
             "Another process holds the device exclusively: use another, or `cpu`"

@@ -139,8 +139,8 @@ impl Stream {
         self.synchronize()
     }
 
-    /// Copies rows of `columns` from any memory of the host to rows `pitch` elements apart, and waits for that.
-    /// What lies between the rows is not written.
+    /// Copies rows of `columns` from any memory of the host to rows `pitch` elements apart, and waits for
+    /// that. What lies between the rows is not written.
     ///
     /// # Errors
     /// [`Error::Internal`] if the rows do not fit; [`Error::Device`] if the driver fails.
@@ -178,8 +178,8 @@ impl Stream {
         self.synchronize()
     }
 
-    /// Copies `rows` rows of `columns` elements, `pitch` apart on the device, to rows `to_stride` elements apart
-    /// on the host. Returns at once, or when it is done if the host's memory is pageable.
+    /// Copies `rows` rows of `columns` elements, `pitch` apart on the device, to rows `to_stride` elements
+    /// apart on the host. Returns at once, or when it is done if the host's memory is pageable.
     ///
     /// # Safety
     /// `to` must be valid for writes of all the rows and be left alone until the copy is done.
@@ -518,8 +518,8 @@ pub(crate) struct GraphExec {
     raw: CUgraphExec,
 }
 
-// SAFETY: it may be launched from any thread, one at a time; `Stream::replay` makes no other use of it and the
-// driver locks it.
+// SAFETY: it may be launched from any thread, one at a time; `Stream::replay` makes no other use of it and
+// the driver locks it.
 unsafe impl Send for GraphExec {}
 // SAFETY: as above.
 unsafe impl Sync for GraphExec {}

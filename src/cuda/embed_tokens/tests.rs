@@ -45,7 +45,8 @@ impl Case {
         Self { bench, values, table, report, _memory: memory }
     }
 
-    /// Fills rows `stride` elements apart, the first one after `skip` elements; returns everything, and the report.
+    /// Fills rows `stride` elements apart, the first one after `skip` elements; returns everything, and the
+    /// report.
     fn run(&self, ids: &[i32], stride: usize, skip: usize, policy: RangePolicy) -> (Vec<f16>, RangeReport) {
         let bench = &self.bench;
         let sequence = bench.array(&vec![MARK; skip + ids.len() * stride]);

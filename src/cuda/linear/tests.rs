@@ -4,7 +4,8 @@ use super::*;
 use crate::cuda::driver::DeviceMemory;
 use crate::cuda::testkit::{Array, Bench, Random, bits, erfc, poison, ulps, wide};
 
-/// M, K, N: no multiples of a tile, then some that are. K wraps the ring of 4 · 32 more than twice in the last.
+/// M, K, N: no multiples of a tile, then some that are. K wraps the ring of 4 · 32 more than twice in the
+/// last.
 const SHAPES: [(usize, usize, usize); 7] =
     [(1, 8, 1), (5, 72, 100), (64, 64, 64), (17, 588, 130), (131, 300, 70), (128, 128, 256), (70, 333, 129)];
 
@@ -221,8 +222,8 @@ fn scatters_into_every_slot_and_nowhere_else() {
         let case = Case::new((images * patches, 80, n));
         let plain = case.plain(Tile::Large);
         let row = |image: usize, patch: usize| &plain[(image * patches + patch) * n..][..n];
-        // Image 0 twice, once in full and once cut after 4 rows; image 1 nowhere; image 2 longer than it is. The
-        // sequence begins one element after an aligned address.
+        // Image 0 twice, once in full and once cut after 4 rows; image 1 nowhere; image 2 longer than it is.
+        // The sequence begins one element after an aligned address.
         let lengths = [(0, patches), (0, 4), (2, patches + 2)];
         let rows: usize = lengths.iter().map(|(_, rows)| rows).sum();
         let begin = [0, 2, 2, 3];

@@ -1,7 +1,5 @@
 //! The resize as a device does it: which passes, in which order, with tables of equal rows.
 
-#![allow(dead_code, reason = "used by the CUDA backend, which comes next")]
-
 use std::ops::Range;
 
 use super::super::Resample;
@@ -10,8 +8,8 @@ use super::Axis;
 /// One axis' windows and weights.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
-    /// First input of each output, `[outputs]`; inputs of each, `[outputs]`; weights, `[outputs, taps]`, zeros
-    /// after the last of a row.
+    /// First input of each output, `[outputs]`; inputs of each, `[outputs]`; weights, `[outputs, taps]`,
+    /// zeros after the last of a row.
     pub(crate) words: Vec<i32>,
     /// Pixels or rows that come out.
     pub(crate) outputs: usize,
