@@ -2,7 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::{bf16, f16};
-use imagehere::cuda::bench::{Epilogue, Launch, Machine, Recording, Rows, groups, halves};
+use imagehere::cuda::bench::{Epilogue, Launch, Machine, Picture, Recording, Rows, Tokens, groups, halves};
 use imagehere::image::{Resample, RgbView, resize::resize};
 
 use crate::suite::{Suite, bytes};
@@ -360,13 +360,18 @@ fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Cri
         bytes: images as f64 * (3 * side * side + 2 * p * columns) as f64,
     };
     let table = std::cell::OnceCell::new();
+    let pictures: [std::cell::OnceCell<(Vec<u8>, Picture)>; 128] =
+        std::array::from_fn(|_| Default::default());
     let patches = |set: usize, _: usize| {
         let fields = fields();
-        let (table, values) = table.get_or_init(|| machine.pixel_table().expect("room for a table")).clone();
-        let rgb = bytes(suite.seed + set as u64, 3 * side * side);
-        let picture = machine.picture(side, side, &rgb).expect("room for a picture");
+        let (table, values) = table.get_or_init(|| machine.pixel_table().expect("room for a table"));
+        let (rgb, picture) = pictures[set % pictures.len()].get_or_init(|| {
+            let rgb = bytes(suite.seed + set as u64, 3 * side * side);
+            let picture = machine.picture(side, side, &rgb).expect("room for a picture");
+            (rgb, picture)
+        });
         let out = fields.output(set, p, columns);
-        let launch = Launch::Patches { out, picture, table, patch };
+        let launch = Launch::Patches { out, picture: *picture, table: *table, patch };
         fields.case(launch, out, (p, columns), move |row, column| {
             let (channel, y, x) = (column / (patch * patch), column / patch % patch, column % patch);
             let (y, x) = (row / (side / patch) * patch + y, row % (side / patch) * patch + x);
@@ -412,18 +417,27 @@ fn resizes(suite: &Suite, c: &mut Criterion) {
             let moved = 3 * (width * height + 2 * side * height + side * side);
             Cost { operations: 0.0, bytes: moved as f64 }
         };
+        // As many as no cache holds, and not many of the large ones.
+        let distinct = (150_000_000 / (3 * width * height)).clamp(2, 32);
+        let pictures: Vec<_> = (0..distinct).map(|_| std::cell::OnceCell::new()).collect();
         let make = |set: usize, _: usize| {
-            let rgb = bytes(suite.seed + 100 + set as u64, 3 * width * height);
-            let from = machine.picture(width, height, &rgb).expect("room for a picture");
-            let to = machine.picture(side, side, &vec![0; 3 * side * side]).expect("room for a picture");
-            let launch = Launch::Resize(machine.resizing(from, to).expect("room for tables"));
+            let set = set % distinct;
+            let (rgb, to, resizing) = pictures[set].get_or_init(|| {
+                let rgb = bytes(suite.seed + 100 + set as u64, 3 * width * height);
+                let picture = |width: usize, height: usize, rgb: &[u8]| {
+                    machine.picture(width, height, rgb).expect("room for a picture")
+                };
+                let (from, to) =
+                    (picture(width, height, &rgb), picture(side, side, &vec![0; 3 * side * side]));
+                (rgb, to, machine.resizing(from, to).expect("room for tables"))
+            });
             Case {
-                launch,
+                launch: Launch::Resize(resizing.clone()),
                 poison: Box::new(|| ()), // made of zeros, which noise has few of
                 check: Box::new(move || {
-                    let view = RgbView::new(&rgb, width as u32, height as u32, 3 * width).expect("a picture");
+                    let view = RgbView::new(rgb, width as u32, height as u32, 3 * width).expect("a picture");
                     let expected = resize(view, side as u32, side as u32, Resample::default());
-                    let got = machine.read_picture(to).expect("a device that works");
+                    let got = machine.read_picture(*to).expect("a device that works");
                     assert!(got == expected.data, "{width}x{height} to {side}x{side}: other bytes");
                 }),
             }
@@ -440,17 +454,18 @@ fn texts<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Crit
     let table = std::cell::OnceCell::new();
     let make = |set: usize, _: usize| {
         let fields = fields();
-        let table: &Vec<u16> = table.get_or_init(|| {
+        let (table, tokens): &(Vec<u16>, Tokens) = table.get_or_init(|| {
             let noise = &fields.inputs.host;
-            (0..vocabulary * hidden)
-                .map(|i| bf16::from_f32(noise[i % noise.len()].to_f32()).to_bits())
-                .collect()
+            let value = |i: usize| bf16::from_f32(noise[i % noise.len()].to_f32()).to_bits();
+            let table: Vec<u16> = (0..vocabulary * hidden).map(value).collect();
+            let tokens = suite.machine.tokens(&table, hidden).expect("room for a table");
+            (table, tokens)
         });
         let random = bytes(suite.seed + 50 + set as u64, 4 * count);
         let id = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) % vocabulary as u32;
         let ids: Vec<u32> = random.chunks_exact(4).map(id).collect();
         let out = fields.output(set, count, hidden);
-        let texts = suite.machine.texts(table, hidden, &ids, out).expect("room for a table");
+        let texts = suite.machine.texts(*tokens, &ids, out).expect("room for a table");
         fields.case(Launch::EmbedTokens(texts), out, (count, hidden), move |row, column| {
             let stored = bf16::from_bits(table[ids[row] as usize * hidden + column]);
             f16::from_f32(stored.to_f32()).to_f64()

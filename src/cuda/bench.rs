@@ -63,11 +63,15 @@ pub struct Picture(Pixels);
 #[derive(Clone, Copy, Debug)]
 pub struct Slots(SlotTable);
 
-/// A table of token embeddings in bf16 and rows to be filled from it, on the device.
+/// A table of token embeddings in bf16, on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens(TokenTable);
+
+/// Rows to be filled from such a table, on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Texts {
     rows: Span<TextRow>,
-    table: TokenTable,
+    tokens: Tokens,
     report: Span<RangeReport>,
 }
 
@@ -273,17 +277,24 @@ impl Machine {
         Ok(Slots(SlotTable { slots: self.upload(&slots)?, begin: self.upload(&begin)? }))
     }
 
-    /// Makes a table of `[vocabulary, H]` bf16 and asks for the rows `ids` of it in `out`.
+    /// Makes a table of `[vocabulary, H]` bf16.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room.
-    pub fn texts(&self, table: &[u16], hidden: usize, ids: &[u32], out: Rows) -> Result<Texts> {
+    pub fn tokens(&self, table: &[u16], hidden: usize) -> Result<Tokens> {
+        let values = self.upload(table)?.cast()?;
+        Ok(Tokens(TokenTable { values, dtype: DType::Bf16, rows: table.len() / hidden, hidden }))
+    }
+
+    /// Asks for the rows `ids` of a table in `out`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room.
+    pub fn texts(&self, tokens: Tokens, ids: &[u32], out: Rows) -> Result<Texts> {
         let to = |i: usize| out.0.span.ptr().add(i * out.0.pitch);
         let row = |(i, &id): (usize, &u32)| TextRow { to: to(i), id: id as i32, pad: 0 };
         let rows: Vec<TextRow> = ids.iter().enumerate().map(row).collect();
-        let values = self.upload(table)?.cast()?;
-        let table = TokenTable { values, dtype: DType::Bf16, rows: table.len() / hidden, hidden };
-        Ok(Texts { rows: self.upload(&rows)?, table, report: self.upload(&[RangeReport::CLEAN])? })
+        Ok(Texts { rows: self.upload(&rows)?, tokens, report: self.upload(&[RangeReport::CLEAN])? })
     }
 
     /// Makes room for a check of `rows` rows with slots of `len` rows each, one after the other.
@@ -380,8 +391,8 @@ impl Machine {
             Launch::Resize(Resizing { from, to, between, passes, tables }) => {
                 kernels.resize.enqueue(stream, to, from, *between, passes, tables).map(|_| ())
             }
-            Launch::EmbedTokens(Texts { rows, table, report }) => {
-                kernels.embed_tokens.enqueue(stream, *rows, table, RangePolicy::Refuse, *report)
+            Launch::EmbedTokens(Texts { rows, tokens, report }) => {
+                kernels.embed_tokens.enqueue(stream, *rows, &tokens.0, RangePolicy::Refuse, *report)
             }
             Launch::Verify { rows, checks } => {
                 kernels.verify.enqueue_rows(stream, checks.rows, &rows.0)?;
