@@ -43,7 +43,7 @@ use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
-const MOST_IMAGES: usize = 12;
+pub(super) const MOST_IMAGES: usize = 12;
 /// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
 const SLOT_BYTES: usize = 16 << 20;
 /// Slots of one group that the table has room for.
