@@ -187,14 +187,27 @@ impl Encoder {
         options: EncoderOptions,
     ) -> Self {
         tracing::info!(backend = %backend.describe(), "opened {}", checkpoint.dir().display());
+        let mut encoder = Self::of(backend, planner, checkpoint.fingerprint(), options);
+        encoder.warnings = checkpoint.warnings().to_vec();
+        encoder
+    }
+
+    /// As [`Encoder::on`], for weights that come from no checkpoint.
+    pub(crate) fn of(
+        backend: Box<dyn Backend>,
+        planner: Planner,
+        fingerprint: &str,
+        options: EncoderOptions,
+    ) -> Self {
+        let EncoderOptions { decode, resample, .. } = options;
         Self {
             planner,
             backend,
             pool: None,
-            decode: options.decode,
-            resample: options.resample,
-            fingerprint: checkpoint.fingerprint().into(),
-            warnings: checkpoint.warnings().to_vec(),
+            decode,
+            resample,
+            fingerprint: fingerprint.into(),
+            warnings: vec![],
         }
     }
 
@@ -490,11 +503,11 @@ fn open_backend(
             }
         },
     };
+    if let Some(gpu) = gpu {
+        return cuda::open_backend(gpu, checkpoint, options.range_policy);
+    }
     let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
     let embedding = checkpoint.embedding().with_policy(options.range_policy);
-    let backend: Box<dyn Backend> = match gpu {
-        Some(gpu) => cuda::open_backend(gpu, checkpoint.config(), &weights, embedding)?,
-        None => Box::new(CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?),
-    };
-    Ok((backend, report.warnings()))
+    let backend = CpuBackend::new(checkpoint.config(), weights, Box::new(embedding), None)?;
+    Ok((Box::new(backend), report.warnings()))
 }

@@ -17,9 +17,6 @@ use crate::error::{Error, Result};
 /// Elements converted by one task: 2 MB of fp16, so that a few hundred tasks share out evenly.
 const CHUNK: usize = 1 << 20;
 
-/// A field of the weights, the tensor that fills it, and no copy in between.
-type Field<'w> = (String, &'w mut [f16]);
-
 /// Converts tower and projector. `tensors` holds the needed ones, with shapes that agree with `config`.
 pub(crate) fn vision_weights(
     dir: &Path,
@@ -31,13 +28,23 @@ pub(crate) fn vision_weights(
         let problem = "there is not enough memory for its tower and projector as fp16";
         Error::checkpoint(dir, problem, "Use a machine with more memory, or end other programs")
     })?;
+    let stored = stored_weights(config, tensors)?;
     let mut filled = Vec::new(); // the tensors, in the order of the fields
-    let mut tasks = Vec::new(); // (field, first element, rows of it)
-    for (i, (name, field)) in fields(&mut weights, config.width).into_iter().enumerate() {
-        let tensor = tensors.get(&name).filter(|tensor| tensor.elements() == field.len());
-        let tensor = tensor.ok_or_else(|| Error::Internal(format!("no tensor fills `{name}`")))?;
-        filled.push(tensor);
-        tasks.extend(field.chunks_mut(CHUNK).enumerate().map(|(c, chunk)| (i, c * CHUNK, chunk)));
+    let mut tasks = Vec::new(); // (tensor, first element, elements of the field)
+    for (tensors, field) in stored.fields().into_iter().zip(weights.fields_mut()) {
+        let mut rest = field.as_mut_slice();
+        for &tensor in tensors {
+            let elements = tensor.elements().min(rest.len());
+            let (part, after) = rest.split_at_mut(elements);
+            tasks.extend(
+                part.chunks_mut(CHUNK).enumerate().map(|(c, chunk)| (filled.len(), c * CHUNK, chunk)),
+            );
+            filled.push(tensor);
+            rest = after;
+        }
+        if !rest.is_empty() {
+            return Err(Error::Internal(format!("{} elements that no tensor fills", rest.len())));
+        }
     }
 
     let convert = |(i, first, chunk): (usize, usize, &mut [f16])| {
@@ -95,52 +102,44 @@ fn allocate(config: &ModelConfig) -> Option<VisionWeights> {
     })
 }
 
-/// Names the tensor behind every field. Query, key and value fill one field each third.
-fn fields(weights: &mut VisionWeights, width: usize) -> Vec<Field<'_>> {
-    let VisionWeights {
-        class_embedding,
-        patch_embedding,
-        position_embedding,
-        pre_norm,
-        layers,
-        projector_hidden,
-        projector_out,
-    } = weights;
-    let mut fields: Vec<Field<'_>> = vec![
-        (names::tower(names::CLASS_EMBEDDING), class_embedding),
-        (names::tower(names::PATCH_EMBEDDING), patch_embedding),
-        (names::tower(names::POSITION_EMBEDDING), position_embedding),
-        (names::tower("pre_layrnorm.weight"), &mut pre_norm.weight),
-        (names::tower("pre_layrnorm.bias"), &mut pre_norm.bias),
-    ];
-    for (i, layer) in layers.iter_mut().enumerate() {
-        let LayerWeights { norm1, qkv, out, norm2, fc1, fc2 } = layer;
+/// The tensors behind every field, stacked along their first axis: query, key and value make one field.
+pub(crate) fn stored_weights<'t>(
+    config: &ModelConfig,
+    tensors: &'t BTreeMap<String, Tensor>,
+) -> Result<VisionWeights<Vec<&'t Tensor>>> {
+    let find = |name: String| {
+        tensors.get(&name).ok_or_else(|| Error::Internal(format!("there is no tensor `{name}`")))
+    };
+    let one = |name: String| Ok::<_, Error>(vec![find(name)?]);
+    let norm = |name: String| {
+        Ok::<_, Error>(NormWeights {
+            weight: one(format!("{name}.weight"))?,
+            bias: one(format!("{name}.bias"))?,
+        })
+    };
+    let linear = |names: &[String]| {
+        let all =
+            |end: &str| names.iter().map(|name| find(format!("{name}.{end}"))).collect::<Result<Vec<_>>>();
+        Ok::<_, Error>(LinearWeights { weight: all("weight")?, bias: all("bias")? })
+    };
+    let layer = |i: usize| {
         let name = |part: &str| names::layer(i, part);
-        fields.extend([
-            (name("layer_norm1.weight"), &mut norm1.weight[..]),
-            (name("layer_norm1.bias"), &mut norm1.bias[..]),
-        ]);
-        let thirds = qkv.weight.chunks_mut(width * width).zip(qkv.bias.chunks_mut(width));
-        for (which, (weight, bias)) in ["q", "k", "v"].into_iter().zip(thirds) {
-            fields.push((name(&format!("self_attn.{which}_proj.weight")), weight));
-            fields.push((name(&format!("self_attn.{which}_proj.bias")), bias));
-        }
-        fields.extend([
-            (name("self_attn.out_proj.weight"), &mut out.weight[..]),
-            (name("self_attn.out_proj.bias"), &mut out.bias[..]),
-            (name("layer_norm2.weight"), &mut norm2.weight[..]),
-            (name("layer_norm2.bias"), &mut norm2.bias[..]),
-            (name("mlp.fc1.weight"), &mut fc1.weight[..]),
-            (name("mlp.fc1.bias"), &mut fc1.bias[..]),
-            (name("mlp.fc2.weight"), &mut fc2.weight[..]),
-            (name("mlp.fc2.bias"), &mut fc2.bias[..]),
-        ]);
-    }
-    fields.extend([
-        ("vision_proj.0.weight".to_owned(), &mut projector_hidden.weight[..]),
-        ("vision_proj.0.bias".to_owned(), &mut projector_hidden.bias[..]),
-        ("vision_proj.2.weight".to_owned(), &mut projector_out.weight[..]),
-        ("vision_proj.2.bias".to_owned(), &mut projector_out.bias[..]),
-    ]);
-    fields
+        Ok(LayerWeights {
+            norm1: norm(name("layer_norm1"))?,
+            qkv: linear(&["q", "k", "v"].map(|which| name(&format!("self_attn.{which}_proj"))))?,
+            out: linear(&[name("self_attn.out_proj")])?,
+            norm2: norm(name("layer_norm2"))?,
+            fc1: linear(&[name("mlp.fc1")])?,
+            fc2: linear(&[name("mlp.fc2")])?,
+        })
+    };
+    Ok(VisionWeights {
+        class_embedding: one(names::tower(names::CLASS_EMBEDDING))?,
+        patch_embedding: one(names::tower(names::PATCH_EMBEDDING))?,
+        position_embedding: one(names::tower(names::POSITION_EMBEDDING))?,
+        pre_norm: norm(names::tower("pre_layrnorm"))?,
+        layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+        projector_hidden: linear(&["vision_proj.0".to_owned()])?,
+        projector_out: linear(&["vision_proj.2".to_owned()])?,
+    })
 }

@@ -57,8 +57,10 @@ use self::fingerprint::Seed;
 use self::index::{ConfigFile, FileLayout, WeightFiles};
 pub use self::inspect::{CheckpointReport, ShardReport, UnreadTensor};
 pub use self::report::{ConversionReport, GroupStats};
+#[cfg(feature = "cuda")]
+pub(crate) use self::report::{Groups, conversion_report};
 use self::shard::Shard;
-use self::tensor::Tensor;
+pub(crate) use self::tensor::Tensor;
 use self::weights::VisionWeights;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -203,6 +205,12 @@ impl Checkpoint {
     /// above 65504 does not fit, also where rounding would lead back to it.
     pub fn vision_weights(&self, policy: RangePolicy) -> Result<(VisionWeights, ConversionReport)> {
         load::vision_weights(&self.dir, &self.config, &self.tensors, policy)
+    }
+
+    /// Returns the tensors of tower and projector as they are stored, for a device that converts them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn stored_weights(&self) -> Result<weights::VisionWeights<Vec<&Tensor>>> {
+        load::stored_weights(&self.config, &self.tensors)
     }
 
     /// Returns the token embedding table, which refuses values that fp16 cannot hold; see

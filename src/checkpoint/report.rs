@@ -30,7 +30,10 @@ pub struct GroupStats {
 }
 
 /// What converting tower and projector did to their values.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+///
+/// A GPU that converts counts what it cut to ±65504, and neither what became subnormal or zero nor the largest
+/// magnitudes: [`Checkpoint::inspect`](super::Checkpoint::inspect) has all of these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ConversionReport {
     /// By group of tensors, in the order of [`VisionWeights`](super::weights::VisionWeights).

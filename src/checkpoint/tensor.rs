@@ -164,6 +164,18 @@ impl Tensor {
         self.with_block(range.start, range.len(), <[u8]>::to_vec)
     }
 
+    /// Writes elements from `first` on as the file stores them, as many as `out` has room for.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[cfg(feature = "cuda")]
+    pub fn copy_stored(&self, first: usize, out: &mut [u8]) {
+        let size = self.dtype.size();
+        for (i, out) in out.chunks_mut(BLOCK * size).enumerate() {
+            self.with_block(first + i * BLOCK, out.len() / size, |stored| out.copy_from_slice(stored));
+        }
+    }
+
     /// Gives the pages under elements `range` back to the page cache (see [`MappedFile::release`]).
     pub fn release(&self, range: Range<usize>) {
         if self.dense {

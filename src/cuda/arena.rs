@@ -32,10 +32,9 @@ use super::range::RangeReport;
 use super::tower::{Tower, Workspace};
 use super::upload::Ring;
 use super::verify::{RowCheck, SlotRange};
-use super::weights::DeviceWeights;
+use super::weights::{DeviceWeights, Source};
 use crate::backend::TraceFn;
-use crate::checkpoint::weights::VisionWeights;
-use crate::checkpoint::{DType, EmbeddingTable, RangePolicy};
+use crate::checkpoint::{ConversionReport, DType, EmbeddingTable, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::PixelTable;
 use crate::error::{Error, Result};
@@ -44,7 +43,7 @@ use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
-const MOST_IMAGES: usize = 12;
+pub(super) const MOST_IMAGES: usize = 12;
 /// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
 const SLOT_BYTES: usize = 16 << 20;
 /// Slots of one group that the table has room for.
@@ -98,20 +97,29 @@ const SMALL: Small = {
 };
 
 impl Arena {
-    /// Allocates and uploads all that a model needs on `gpu`.
+    /// Allocates and uploads all that a model needs on `gpu`; says what fp16 did to its weights, if it was the
+    /// device that converted them.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is no room for the weights and one image at a time, or the driver fails.
+    /// Those of [`DeviceWeights::convert`]; [`Error::Device`] if there is no room for the weights and one image at a time, or the driver fails.
     pub(crate) fn new(
         gpu: Gpu,
         config: &ModelConfig,
-        weights: &VisionWeights,
+        weights: Source<'_>,
         embedding: &EmbeddingTable,
-    ) -> Result<Self> {
+    ) -> Result<(Self, ConversionReport)> {
         let context = gpu.context.clone();
         let (compute, uploads) = (Stream::new(&context)?, Stream::new(&context)?);
-        let weights = DeviceWeights::upload(&compute, config, weights)?;
         let mut ring = Ring::new(&context, SLOT_BYTES)?;
+        let (weights, report) = match weights {
+            Source::Host(weights) => {
+                (DeviceWeights::upload(&compute, config, weights)?, ConversionReport::default())
+            }
+            Source::Stored(weights, policy) => {
+                let convert = &gpu.kernels.convert;
+                DeviceWeights::convert(&compute, convert, &mut ring, config, weights, policy)?
+            }
+        };
         let embedding_memory = upload_embedding(&compute, &mut ring, embedding)?;
         let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;
         // SAFETY: `small` is kept beside the streams that use it.
@@ -148,7 +156,7 @@ impl Arena {
             weight_bytes = arena.weights.bytes(),
             "CUDA backend"
         );
-        Ok(arena)
+        Ok((arena, report))
     }
 
     /// The device and its kernels.

@@ -14,9 +14,9 @@ use super::linear::SlotRows;
 use super::pictures::decode_each;
 use super::range::RangeReport;
 use super::rows::{CudaRows, Shared, lock};
+use super::weights::Source;
 use crate::backend::{Backend, Job, Observer, Work};
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
+use crate::checkpoint::{ConversionReport, EmbeddingTable};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::sequence::{Place, RowsMut, SequenceBuffer};
@@ -38,13 +38,16 @@ impl CudaBackend {
     pub(crate) fn new(
         gpu: Gpu,
         config: &ModelConfig,
-        weights: &VisionWeights,
+        weights: Source<'_>,
         embedding: EmbeddingTable,
-    ) -> Result<Self> {
+    ) -> Result<(Self, ConversionReport)> {
         let description = gpu.describe();
         let ordinal = gpu.context.ordinal();
-        let arena = Arc::new(Mutex::new(Arena::new(gpu, config, weights, &embedding)?));
-        Ok(Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description })
+        let (arena, report) = Arena::new(gpu, config, weights, &embedding)?;
+        let arena = Arc::new(Mutex::new(arena));
+        let backend =
+            Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description };
+        Ok((backend, report))
     }
 
     /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where
@@ -68,6 +71,11 @@ impl CudaBackend {
         }
     }
 
+    /// The device's arena, which calls and sequences share.
+    pub(super) fn arena(&self) -> &Shared {
+        &self.arena
+    }
+
     /// Enqueues everything a job asks for but the way back to the host; says what it did.
     fn enqueue(
         &self,
@@ -83,8 +91,7 @@ impl CudaBackend {
             (0..pictures.sources.len()).filter(|&i| !places.slots[i].is_empty()).collect();
         let unwanted = (0..pictures.sources.len()).filter(|&i| places.slots[i].is_empty());
         let mut unwanted: Vec<usize> = unwanted.collect(); // decoded, so that a broken one is found
-        let groups = wanted.len().div_ceil(arena.group_size());
-        let size = wanted.len().div_ceil(groups.max(1)).max(1);
+        let size = group_len(wanted.len(), arena.group_size());
         let mut warnings = vec![Vec::new(); pictures.sources.len()];
         let mut group_after_group = wanted.chunks(size);
         loop {
@@ -228,6 +235,11 @@ impl CudaBackend {
         }
         Ok(())
     }
+}
+
+/// Images of each group but the last, which may have fewer: as many as fit, and all groups about alike.
+pub(super) fn group_len(images: usize, most: usize) -> usize {
+    images.div_ceil(images.div_ceil(most).max(1)).max(1)
 }
 
 /// The blocks of rows that the device fills, in the order in which they lie in its staging memory.

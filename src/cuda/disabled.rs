@@ -3,10 +3,9 @@
 use std::convert::Infallible;
 
 use crate::backend::Backend;
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
-use crate::config::ModelConfig;
+use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::error::{Error, Result};
+use crate::warning::Warning;
 
 /// Names GPU `ordinal`: not in this build.
 ///
@@ -37,9 +36,8 @@ impl Gpu {
 /// Never called: there is no [`Gpu`].
 pub(crate) fn open_backend(
     gpu: Gpu,
-    _: &ModelConfig,
-    _: &VisionWeights,
-    _: EmbeddingTable,
-) -> Result<Box<dyn Backend>> {
+    _: &Checkpoint,
+    _: RangePolicy,
+) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
     match gpu.0 {}
 }

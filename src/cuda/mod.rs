@@ -28,14 +28,15 @@
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::checkpoint::EmbeddingTable;
-use crate::checkpoint::weights::VisionWeights;
-use crate::config::ModelConfig;
+use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::error::{Error, Result};
+use crate::warning::Warning;
 
 pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod backend;
+#[doc(hidden)]
+pub mod bench;
 pub(crate) mod convert;
 pub(crate) mod driver;
 pub(crate) mod embed_tokens;
@@ -72,6 +73,7 @@ use linear::Linear;
 use patches::Patches;
 use resize::Resize;
 use verify::Verify;
+use weights::Source;
 
 /// Names GPU `ordinal`, after checking that this build can use it: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
 ///
@@ -82,17 +84,20 @@ pub fn describe(ordinal: usize) -> Result<String> {
     Ok(Gpu::open(ordinal)?.describe())
 }
 
-/// Uploads a model to a GPU.
+/// Uploads a checkpoint to a GPU, which converts its weights; says what deserves a word about them.
 ///
 /// # Errors
-/// [`Error::Device`] if there is no room, or the driver fails.
+/// As [`Checkpoint::vision_weights`]; [`Error::Device`] if there is no room, or the driver fails.
 pub(crate) fn open_backend(
     gpu: Gpu,
-    config: &ModelConfig,
-    weights: &VisionWeights,
-    embedding: EmbeddingTable,
-) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(CudaBackend::new(gpu, config, weights, embedding)?))
+    checkpoint: &Checkpoint,
+    policy: RangePolicy,
+) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
+    let embedding = checkpoint.embedding().with_policy(policy);
+    let weights = checkpoint.stored_weights()?;
+    let source = Source::Stored(&weights, policy);
+    let (backend, report) = CudaBackend::new(gpu, checkpoint.config(), source, embedding)?;
+    Ok((Box::new(backend), report.warnings()))
 }
 
 /// A GPU with all kernels loaded.

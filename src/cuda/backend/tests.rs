@@ -42,9 +42,10 @@ impl Both {
 fn on_cuda(dir: &std::path::Path, options: &EncoderOptions) -> Encoder {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let planner = Planner::new(Tokenizer::from_dir(dir).unwrap(), checkpoint.config().clone()).unwrap();
-    let (weights, _) = checkpoint.vision_weights(RangePolicy::Refuse).unwrap();
+    let weights = checkpoint.stored_weights().unwrap();
+    let source = Source::Stored(&weights, RangePolicy::Refuse);
     let gpu = Gpu::open_with(0, images()).unwrap();
-    let backend = CudaBackend::new(gpu, checkpoint.config(), &weights, checkpoint.embedding()).unwrap();
+    let (backend, _) = CudaBackend::new(gpu, checkpoint.config(), source, checkpoint.embedding()).unwrap();
     Encoder::on(Box::new(backend), &checkpoint, planner, options.clone())
 }
 

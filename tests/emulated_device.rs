@@ -1,0 +1,51 @@
+//! The emulated device itself, and every kernel on it without a launcher between: the C++ tests under `tests/emu/`.
+//!
+//! Activations are swept over all finite fp16 there; shapes have tails and wrap every pipeline; each kernel runs under
+//! several seeds.
+
+#![cfg(all(feature = "cuda", target_os = "linux"))]
+
+use std::process::Command;
+
+/// Runs a script of `tests/emu/` and shows what it says if it fails.
+fn passes(script: &str, arguments: &[&str]) {
+    let mut bash = Command::new("bash");
+    let output = bash.arg(script).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{script} {arguments:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn finds_planted_faults_and_answers_as_a_driver() {
+    passes("tests/emu/selftest/run", &[]);
+}
+
+/// One test for each `tests/emu/kernels/*_test.cpp`.
+macro_rules! kernels {
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() {
+            passes("tests/emu/try", &[concat!("tests/emu/kernels/", stringify!($name), "_test.cpp")]);
+        }
+    )*
+
+        #[test]
+        fn every_kernel_test_runs() {
+            let mut listed = vec![$(concat!(stringify!($name), "_test.cpp").to_owned()),*];
+            listed.sort();
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emu/kernels");
+            let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut there: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+            there.retain(|name| name.ends_with("_test.cpp"));
+            there.sort();
+            assert_eq!(there, listed);
+        }
+    };
+}
+
+kernels!(activation attention convert embed_tokens layer_norm linear patches resize verify);
