@@ -1,7 +1,7 @@
 //! What an encode makes a GPU do, from the emulated driver's log: every launch, copy and allocation.
 //!
-//! The projector's last linear writes features where they are used, so no byte of a feature is copied after it: not
-//! on the device, and to the host only where the sequence itself lies there.
+//! The projector's last linear writes features where they are used, so no byte of a feature is copied after it:
+//! not on the device, and to the host only where the sequence itself lies there.
 
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
@@ -18,8 +18,8 @@ use imagehere::sequence::SequenceBuffer;
 use imagehere::synth::{self, Preset, SynthOptions};
 use serde_json::Value;
 
-mod support;
-use support::emulator;
+#[path = "support/emulator.rs"]
+mod emulator;
 
 /// Images of a group, at most.
 const GROUP: usize = 12;

@@ -50,8 +50,8 @@ impl CudaBackend {
         Ok((backend, report))
     }
 
-    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where the
-    /// rows for the host are, and what the text rows held that fp16 cannot.
+    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where
+    /// the rows for the host are, and what the text rows held that fp16 cannot.
     fn run_on_device(
         &self,
         arena: &mut Arena,
