@@ -188,14 +188,27 @@ impl Encoder {
         options: EncoderOptions,
     ) -> Self {
         tracing::info!(backend = %backend.describe(), "opened {}", checkpoint.dir().display());
+        let mut encoder = Self::of(backend, planner, checkpoint.fingerprint(), options);
+        encoder.warnings = checkpoint.warnings().to_vec();
+        encoder
+    }
+
+    /// As [`Encoder::on`], for weights that come from no checkpoint.
+    pub(crate) fn of(
+        backend: Box<dyn Backend>,
+        planner: Planner,
+        fingerprint: &str,
+        options: EncoderOptions,
+    ) -> Self {
+        let EncoderOptions { decode, resample, .. } = options;
         Self {
             planner,
             backend,
             pool: None,
-            decode: options.decode,
-            resample: options.resample,
-            fingerprint: checkpoint.fingerprint().into(),
-            warnings: checkpoint.warnings().to_vec(),
+            decode,
+            resample,
+            fingerprint: fingerprint.into(),
+            warnings: vec![],
         }
     }
 

@@ -1,5 +1,5 @@
-//! `imagehere encode` on a GPU: the same file as on the CPU but for the last bits of image rows, and the same words
-//! about what is wrong.
+//! `imagehere encode` on a GPU: the same file as on the CPU but for the last bits of image rows, and the same
+//! words about what is wrong.
 //!
 //! The GPU is the emulated one, found through LD_LIBRARY_PATH as a user would do it: see tests/emu/README.md.
 
@@ -197,6 +197,24 @@ fn image_options_reach_the_device() {
     }
 }
 
+/// 18 MB of pixels: more than one upload takes.
+#[test]
+#[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
+fn a_large_image_goes_up_in_bands() {
+    let case = Case::new();
+    let words = case.place.on_model("encode", "<ImageHere>").args(["--no-meta", "--image"]);
+    let words = words.arg(case.noise(5000, 1200));
+    let log = case.place.path("log");
+    let on_cuda = case.encode(&words, "cuda", &[("EMU_LOG", log.to_str().unwrap())]);
+    assert_alike(&on_cuda, &case.encode(&words, "cpu", &[]));
+    let log = fs::read_to_string(log).unwrap();
+    let uploads = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).filter_map(|event| {
+        (event["event"] == "run" && event["kind"] == "HtoD").then(|| event["bytes"].as_u64().unwrap())
+    });
+    let large: Vec<u64> = uploads.filter(|bytes| *bytes > 1 << 20).collect();
+    assert!(large.len() > 1 && large.iter().sum::<u64>() == 3 * 5000 * 1200, "{large:?}");
+}
+
 #[test]
 #[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
 fn auto_takes_the_gpu_where_there_is_one() {
@@ -304,6 +322,7 @@ fn a_kernel_that_fails_is_named_when_asked_for() {
         let mut settings = vec![("EMU_FAIL", &*fail)];
         case.refusal(&words, "cuda", &settings, &["`cuda:0`", name, "Run again with IMAGEHERE_CUDA_SYNC=1"]);
         settings.push(("IMAGEHERE_CUDA_SYNC", "1"));
-        case.refusal(&words, "cuda", &settings, &["`cuda:0`", &format!("kernel {kernel} in "), name]);
+        let parts = ["`cuda:0`", &format!("kernel {kernel} in "), name, "Please report it"];
+        case.refusal(&words, "cuda", &settings, &parts);
     }
 }

@@ -1,7 +1,7 @@
 //! The model against transformers, stage by stage, and the prompt against SentencePiece.
 //!
-//! One suite for every device: on the CPU, and on a GPU (the emulated one, or the machine's own). A GPU is held to
-//! the CPU's bounds, and to the CPU's own error besides.
+//! One suite for every device: on the CPU, and on a GPU (the emulated one, or the machine's own). A GPU is held
+//! to the CPU's bounds, and to the CPU's own error besides.
 //!
 //! The goldens and how they were made: `tests/goldens/model/make.py`. The `.bin` checkpoints lie beside it as
 //! `torch.save` wrote them; safetensors checkpoints are written here from a formula, and hashed to show that they
@@ -35,8 +35,10 @@ const AGAINST_CPU: f64 = 1.5;
 /// The smallest cosine between a row of features and the golden's.
 const COSINE: f64 = 0.9999;
 
+/// Where the goldens are: beside this file, or where `IMAGEHERE_TEST_GOLDENS` says that they were copied to.
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/model")
+    let checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    std::env::var_os("IMAGEHERE_TEST_GOLDENS").map_or_else(checkout, PathBuf::from).join("model")
 }
 
 fn goldens() -> Value {
@@ -207,8 +209,8 @@ fn cosine(got: &[f16], want: &[f32]) -> f64 {
     dot / (gg * ww).sqrt()
 }
 
-/// Checks one stage: within the tolerance, no worse than transformers' own fp16 run, and, for a GPU, not much worse
-/// than the CPU, whose values are `cpu`.
+/// Checks one stage: within the tolerance, no worse than transformers' own fp16 run, and, for a GPU, not much
+/// worse than the CPU, whose values are `cpu`.
 fn check_stage(golden: &Value, tolerance: f64, name: &str, got: &[f16], want: &[f32], cpu: Option<&[f16]>) {
     let (error, fp16) = (rel_l2(got, want), golden["fp16_error"][name].as_f64().unwrap());
     let name = format!("{} {name}", text(&golden["name"]));

@@ -1,14 +1,15 @@
 //! The token embedding table, left in its file.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::f16;
 
 use super::convert::RangePolicy;
-#[cfg(feature = "cuda")]
 use super::dtype::DType;
-use super::tensor::Tensor;
+use super::mapped::MappedFile;
+use super::tensor::{Layout, Tensor};
 use crate::error::{Error, Result};
 
 /// The token embedding table `[rows, H]`, mapped: rows are converted to fp16 when they are asked for.
@@ -27,6 +28,20 @@ impl EmbeddingTable {
     pub(crate) fn new(tensor: Tensor) -> Self {
         debug_assert_eq!(tensor.shape().len(), 2);
         Self { tensor: Arc::new(tensor), policy: RangePolicy::Refuse, saturated: Arc::default() }
+    }
+
+    /// Maps a file that holds nothing but the table: `rows` of `hidden` elements.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it cannot be mapped or is too small.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "made by the CUDA benchmarks"))]
+    pub(crate) fn map(path: &Path, dtype: DType, rows: usize, hidden: usize) -> Result<Self> {
+        let file = Arc::new(MappedFile::open(path)?);
+        let storage = 0..file.bytes().len();
+        let layout = Layout { shape: vec![rows, hidden], strides: None, offset: 0 };
+        let tensor = Tensor::new("embedding", file, dtype, layout, storage)
+            .map_err(|problem| Error::checkpoint(path, problem, "Give a larger file"))?;
+        Ok(Self::new(tensor))
     }
 
     /// Returns the same table, which treats values that fp16 cannot hold as `policy` says.

@@ -35,6 +35,8 @@ use crate::warning::Warning;
 pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod backend;
+#[doc(hidden)]
+pub mod bench;
 pub(crate) mod convert;
 pub(crate) mod driver;
 pub(crate) mod embed_tokens;

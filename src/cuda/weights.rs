@@ -80,7 +80,21 @@ impl DeviceWeights {
         weights: &VisionWeights<Vec<&Tensor>>,
         policy: RangePolicy,
     ) -> Result<(Self, ConversionReport)> {
-        let mut sender = FromFile::new(stream, convert, ring, policy)?;
+        let tensors = || weights.fields().into_iter().flatten();
+        let stored = |tensor: &&Tensor| tensor.elements() * tensor.dtype().size();
+        let largest = tensors().map(stored).max().unwrap_or(0);
+        // Whole rows go in a band: it is at least half full, but for the last of a tensor.
+        let bands = tensors().map(|tensor| 2 * stored(tensor) / ring.bytes() + 1).sum();
+        let mut sender = FromFile {
+            stream,
+            convert,
+            ring,
+            policy,
+            largest,
+            most_bands: bands,
+            memory: None,
+            bands: Vec::new(),
+        };
         let converted = Self::send(&mut sender, stream, config, weights)?;
         Ok((converted, sender.finish()?))
     }
@@ -245,8 +259,11 @@ struct FromFile<'a, 't> {
     convert: &'a Convert,
     ring: &'a mut Ring,
     policy: RangePolicy,
-    raw: DeviceMemory, // a band as stored: the next is uploaded when this one is converted, stream order
-    reports: DeviceMemory, // [MOST_BANDS] RangeReport
+    largest: usize, // bytes of a tensor
+    most_bands: usize,
+    /// A band as stored: the next is uploaded when this one is converted, in stream order; and the reports,
+    /// `[most_bands]`.
+    memory: Option<(DeviceMemory, DeviceMemory)>,
     bands: Vec<Band<'t>>, // what each report is about
 }
 
@@ -258,29 +275,32 @@ struct Band<'t> {
     elements: usize, // from there
 }
 
-/// Bands of a checkpoint, at most: a band is a slot of the ring, or a tensor that is smaller.
-const MOST_BANDS: usize = 1 << 16;
-
-impl<'a, 't> FromFile<'a, 't> {
-    fn new(
-        stream: &'a Stream,
-        convert: &'a Convert,
-        ring: &'a mut Ring,
-        policy: RangePolicy,
-    ) -> Result<Self> {
-        let raw = DeviceMemory::new(stream.context(), ring.bytes(), "weights on their way")?;
-        let bytes = MOST_BANDS * size_of::<RangeReport>();
-        let reports = DeviceMemory::new(stream.context(), bytes, "reports about weights")?;
+impl<'t> FromFile<'_, 't> {
+    /// Device memory for a band and for all reports: made when the first tensor is sent, after the weights' own.
+    fn memory(&mut self) -> Result<(Span<u8>, Span<RangeReport>)> {
+        if self.memory.is_none() {
+            let context = self.stream.context();
+            let raw =
+                DeviceMemory::new(context, self.largest.min(self.ring.bytes()), "weights on their way")?;
+            let reports = DeviceMemory::new(
+                context,
+                self.most_bands * size_of::<RangeReport>(),
+                "reports about the weights",
+            )?;
+            // SAFETY: kept beside the stream until it is idle.
+            let clean = unsafe { reports.span() };
+            self.ring.send_all(self.stream, clean, &vec![RangeReport::CLEAN; self.most_bands])?;
+            self.memory = Some((raw, reports));
+        }
+        let (raw, reports) = self.memory.as_ref().ok_or_else(|| Error::Internal("no memory".into()))?;
         // SAFETY: both are kept beside the stream until it is idle.
-        ring.send_all(stream, unsafe { reports.span() }, &vec![RangeReport::CLEAN; MOST_BANDS])?;
-        Ok(Self { stream, convert, ring, policy, raw, reports, bands: Vec::new() })
+        unsafe { Ok((raw.span(), reports.span().cast()?)) }
     }
 
     /// Waits, and says what the device found, in the host's words where it found what is refused.
-    fn finish(self) -> Result<ConversionReport> {
+    fn finish(mut self) -> Result<ConversionReport> {
         let mut reports = vec![RangeReport::CLEAN; self.bands.len()];
-        // SAFETY: as in `new`.
-        let span = unsafe { self.reports.span() }.cast::<RangeReport>()?.slice(0..reports.len())?;
+        let span = self.memory()?.1.slice(0..reports.len())?;
         self.stream.download_and_wait(span, &mut reports)?;
         let mut totals: Vec<(&Tensor, ValueStats)> = Vec::new(); // bands of a tensor follow one another
         for (&Band { tensor, first, elements }, report) in self.bands.iter().zip(&reports) {
@@ -342,10 +362,9 @@ impl<'t> FromFile<'_, 't> {
         for row in (0..to.rows).step_by(most) {
             let rows = most.min(to.rows - row);
             let band = Band { tensor, first: row * to.columns, elements: rows * to.columns };
-            // SAFETY: both are kept beside the stream until it is idle.
-            let (raw, reports) = unsafe { (self.raw.span(), self.reports.span()) };
+            let (raw, reports) = self.memory()?;
             let raw = raw.slice(0..rows * to.columns * size)?;
-            let report = reports.cast()?.slice(self.bands.len()..self.bands.len() + 1)?;
+            let report = reports.slice(self.bands.len()..self.bands.len() + 1)?;
             self.ring.send(self.stream, raw, |slot| tensor.copy_stored(band.first, slot))?;
             let stored = Stored { values: raw, dtype: tensor.dtype() };
             self.convert.enqueue(self.stream, &to.rows(row, rows)?, stored, 1.0, self.policy, report)?;

@@ -9,7 +9,7 @@
 //! checkpoint opens, is named last: an interrupted run leaves no half checkpoint.
 
 mod layout;
-mod noise;
+pub(crate) mod noise;
 mod torch_zip;
 
 use std::collections::BTreeMap;

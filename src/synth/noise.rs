@@ -54,6 +54,17 @@ pub(super) fn stream(
     Ok(())
 }
 
+/// The first `count` elements of a tensor of fp16, of the given mean and deviation.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "weights of the CUDA benchmarks"))]
+pub(crate) fn halves(seed: u64, name: &str, count: usize, mean: f32, std: f32) -> Vec<f16> {
+    let key = key(seed, name);
+    let mut values = vec![f16::ZERO; count];
+    values.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| {
+        fill(key, i * PIECE, mean, std, DType::F16, bytemuck::cast_slice_mut(piece));
+    });
+    values
+}
+
 /// Fills `bytes` with the elements from `start` on.
 fn fill(key: u64, start: usize, mean: f32, std: f32, dtype: DType, bytes: &mut [u8]) {
     let value = |i: usize| mean + std * normal(hash(key, (start + i) as u64));

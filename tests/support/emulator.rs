@@ -1,7 +1,7 @@
-//! The emulated device (`tests/emu`), built where it is out of date and put in the place of the NVIDIA driver.
+//! The emulated device (`tests/emu`), built where it is out of date and put in the NVIDIA driver's place.
 //!
-//! One body for the tests inside the crate and for those beside it. With `IMAGEHERE_TEST_GPU=1` the machine's own
-//! GPU takes its place where a test can do with either.
+//! One body for the tests inside the crate and for those beside it. With `IMAGEHERE_TEST_GPU=1` the machine's
+//! own GPU takes its place where a test can do with either.
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 

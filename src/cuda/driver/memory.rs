@@ -213,8 +213,8 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: allocated by this type, freed once (null: nothing to free); the driver waits for the device
-            // first. A failure leaves nothing to be done.
+            // SAFETY: allocated by this type, freed once (null: nothing to free); the driver waits for the
+            // device first. A failure leaves nothing to be done.
             let _ = unsafe { cuMemFree_v2(self.ptr.address()) };
         }
     }

@@ -128,6 +128,9 @@ fn remedy(result: CUresult) -> &'static str {
         CUDA_ERROR_ECC_UNCORRECTABLE | CUDA_ERROR_NVLINK_UNCORRECTABLE | CUDA_ERROR_CONTAINED => {
             "The hardware reported an error: see `nvidia-smi -q` and the kernel's log; start a new process"
         }
+        sticky if is_sticky(sticky) && super::launch::waits() => {
+            "The device can no longer be used in this process. Please report it"
+        }
         sticky if is_sticky(sticky) => {
             "The device can no longer be used in this process. Run again with IMAGEHERE_CUDA_SYNC=1 to learn \
              which kernel failed, and please report it"
