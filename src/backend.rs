@@ -5,7 +5,6 @@
 //! lends. Above it nothing knows a device; below it nothing knows a prompt.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use half::f16;
@@ -16,45 +15,9 @@ use crate::image::{DecodeOptions, ImageSource, Resample};
 use crate::sequence::{RowsMut, SequenceBuffer};
 use crate::warning::Warning;
 
-/// Where to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Device {
-    /// The first GPU if there is a usable one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The NVIDIA GPU with this ordinal.
-    Cuda(usize),
-}
+mod device;
 
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
-impl FromStr for Device {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let ordinal = |n: &str| n.parse().ok().map(Self::Cuda);
-        match text {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(0)),
-            _ => text.strip_prefix("cuda:").and_then(ordinal),
-        }
-        .ok_or_else(|| {
-            Error::argument(format!("`{text}` is no device"), "Use auto, cpu, cuda or cuda:N, as in cuda:1")
-        })
-    }
-}
+pub use device::{Device, Ordinals};
 
 /// Where each image's features go: for image `i`, every block of rows it fills.
 ///

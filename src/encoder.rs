@@ -28,7 +28,8 @@ use crate::warning::Warning;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct EncoderOptions {
-    /// Where to run.
+    /// Where to run: the CPU, a GPU, or several that share the images of a call ([`Device::CudaSeveral`],
+    /// [`Device::CudaAll`]).
     pub device: Device,
     /// Threads of the CPU; `None` takes rayon's global pool, one per core.
     pub threads: Option<usize>,
@@ -46,7 +47,7 @@ impl EncoderOptions {
         Self::default()
     }
 
-    /// Sets where to run.
+    /// Sets where to run, say `"cuda:0,1".parse()?` for two GPUs.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
@@ -242,7 +243,8 @@ impl Encoder {
         self.install(|| self.backend.warm_up(batch_sizes))
     }
 
-    /// Makes an empty sequence in the memory of this encoder's GPU: features are written where they are used.
+    /// Makes an empty sequence in the memory of this encoder's GPU, the first of several: features are written
+    /// where they are used.
     ///
     /// # Errors
     /// [`Error::Argument`] if the encoder runs on the CPU.
@@ -250,8 +252,8 @@ impl Encoder {
         self.backend.device_sequence()
     }
 
-    /// Takes memory that the caller allocated on this encoder's GPU as a sequence, to be filled in place:
-    /// `elements` of fp16 from `address` on, rows `row_stride` elements apart.
+    /// Takes memory that the caller allocated on this encoder's GPU, the first of several, as a sequence to be
+    /// filled in place: `elements` of fp16 from `address` on, rows `row_stride` elements apart.
     ///
     /// Work given to `stream` (0 is the default stream) before a call of [`Encoder::encode_into`] is waited for
     /// on the device. The call returns when all rows are there. Rows outside the sequence and elements between
@@ -492,19 +494,18 @@ fn open_backend(
     checkpoint: &Checkpoint,
     options: &EncoderOptions,
 ) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
-    let gpu = match options.device {
-        Device::Cpu => None,
-        Device::Cuda(ordinal) => Some(cuda::Gpu::open(ordinal)?),
-        Device::Auto => match cuda::Gpu::open(0) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                tracing::info!(%error, "no GPU can be used, taking the CPU");
-                None
-            }
-        },
+    let gpus = match options.device {
+        Device::Cpu => vec![],
+        Device::Cuda(ordinal) => vec![cuda::Gpu::open(ordinal)?],
+        Device::CudaSeveral(ordinals) => ordinals.iter().map(cuda::Gpu::open).collect::<Result<_>>()?,
+        Device::CudaAll => cuda::Gpu::open_all()?,
+        Device::Auto => cuda::Gpu::open(0).map(|gpu| vec![gpu]).unwrap_or_else(|error| {
+            tracing::info!(%error, "no GPU can be used, taking the CPU");
+            vec![]
+        }),
     };
-    if let Some(gpu) = gpu {
-        return cuda::open_backend(gpu, checkpoint, options.range_policy);
+    if !gpus.is_empty() {
+        return cuda::open_backend(gpus, checkpoint, options.range_policy);
     }
     let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
     let embedding = checkpoint.embedding().with_policy(options.range_policy);

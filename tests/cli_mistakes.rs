@@ -188,6 +188,7 @@ fn devices_that_are_not_there() {
         case.encode("<ImageHere>", &[&case.image], &["--device", device]).mistake(&[device, "use `cpu`"]);
     }
     case.encode("<ImageHere>", &[&case.image], &["--device", "tpu"]).mistake(&["tpu", "cuda:N"]);
+    case.encode("<ImageHere>", &[&case.image], &["--device", "cuda:0,0"]).mistake(&["cuda:0 is named twice"]);
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "F.safetensors")]
     pub out: PathBuf,
 
-    /// Where to run: auto, cpu, cuda or cuda:N
+    /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
 
@@ -273,7 +273,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR", default_value = "imagehere-demo")]
     pub out: PathBuf,
 
-    /// Where to run: auto, cpu, cuda or cuda:N
+    /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
 }

@@ -11,9 +11,9 @@
 //! tower. Addresses in a captured graph are those of this arena alone; slots are read from a table that is
 //! uploaded before the replay, so one graph serves every prompt.
 //!
-//! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized,
-//! the tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no
-//! room for that, groups become smaller for good.
+//! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized, the
+//! tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no room for
+//! that, groups become smaller for good.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -43,7 +43,7 @@ use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
-pub(super) const MOST_IMAGES: usize = 12;
+pub(crate) const MOST_IMAGES: usize = 12;
 /// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
 const SLOT_BYTES: usize = 16 << 20;
 /// Slots of one group that the table has room for.
@@ -57,7 +57,7 @@ pub(crate) struct Arena {
     graphs: BTreeMap<usize, GraphExec>, // by number of images
     workspace: Workspace,
     weights: DeviceWeights,
-    embedding: DeviceMemory,    // [vocabulary, H], as stored
+    embedding: Option<Embedding>,
     squares: [DeviceMemory; 2], // each [B, S, S, 3]
     small: DeviceMemory,        // pixel table, slot table, report
     staging: Growing,           // rows for the host
@@ -71,9 +71,15 @@ pub(crate) struct Arena {
     pub(crate) compute: Stream,
     pub(crate) uploads: Stream,
     config: ModelConfig,
-    policy: RangePolicy,
-    dtype: DType, // of the embedding
     gpu: Gpu,
+}
+
+/// The token embedding table, on the device that has the text rows.
+#[derive(Debug)]
+struct Embedding {
+    memory: DeviceMemory, // [vocabulary, H], as stored
+    dtype: DType,
+    policy: RangePolicy,
 }
 
 /// Parts of `small`, in bytes: each begins where the one before ends, 256 bytes aligned.
@@ -97,16 +103,17 @@ const SMALL: Small = {
 };
 
 impl Arena {
-    /// Allocates and uploads all that a model needs on `gpu`; says what fp16 did to its weights, if it was the
-    /// device that converted them.
+    /// Allocates and uploads all that a model needs on `gpu`; without `embedding`, all but text rows. Says what
+    /// fp16 did to its weights, if it was the device that converted them.
     ///
     /// # Errors
-    /// Those of [`DeviceWeights::convert`]; [`Error::Device`] if there is no room for the weights and one image at a time, or the driver fails.
+    /// Those of [`DeviceWeights::convert`]; [`Error::Device`] if there is no room for the weights and one image at
+    /// a time, or the driver fails.
     pub(crate) fn new(
         gpu: Gpu,
         config: &ModelConfig,
         weights: Source<'_>,
-        embedding: &EmbeddingTable,
+        embedding: Option<&EmbeddingTable>,
     ) -> Result<(Self, ConversionReport)> {
         let context = gpu.context.clone();
         let (compute, uploads) = (Stream::new(&context)?, Stream::new(&context)?);
@@ -120,7 +127,7 @@ impl Arena {
                 DeviceWeights::convert(&compute, convert, &mut ring, config, weights, policy)?
             }
         };
-        let embedding_memory = upload_embedding(&compute, &mut ring, embedding)?;
+        let embedding = embedding.map(|table| Embedding::upload(&compute, &mut ring, table)).transpose()?;
         let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;
         // SAFETY: `small` is kept beside the streams that use it.
         let pixels = unsafe { small.span() }.slice(SMALL.pixels)?;
@@ -132,7 +139,7 @@ impl Arena {
             graphs: BTreeMap::new(),
             squares,
             weights,
-            embedding: embedding_memory,
+            embedding,
             small,
             staging: Growing::new(&context, "the rows of a sequence"),
             texts: Growing::new(&context, "the table of text rows"),
@@ -145,8 +152,6 @@ impl Arena {
             compute,
             uploads,
             config: config.clone(),
-            policy: embedding.policy(),
-            dtype: embedding.dtype(),
             workspace,
             gpu,
         };
@@ -164,28 +169,16 @@ impl Arena {
         &self.gpu
     }
 
-    /// Does `work`. As long as that finds too little memory, makes room by smaller groups and does it again.
-    ///
-    /// # Errors
-    /// Those of `work`; [`Error::Device`] if there is no room for one image any more.
-    pub(crate) fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
-        if self.group_size() == 0 {
-            self.regroup(MOST_IMAGES)?; // an earlier call had to give it up
-        }
-        loop {
-            let shortages = self.gpu.context.shortages();
-            match work(self) {
-                Err(error) if self.gpu.context.shortages() > shortages && self.group_size() > 1 => {
-                    tracing::info!(%error, images = self.group_size() / 2, "trying with smaller groups");
-                    self.regroup(self.group_size() / 2)?;
-                }
-                done => return done,
-            }
-        }
+    /// The model's numbers.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Gives up the memory of groups, and takes what `most` images need, or fewer.
-    fn regroup(&mut self, most: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no room for one image, or the driver fails.
+    pub(crate) fn regroup(&mut self, most: usize) -> Result<()> {
         self.settle();
         self.graphs.clear();
         self.workspace.release();
@@ -268,7 +261,7 @@ impl Arena {
     /// Enqueues the embeddings of all text rows of a call.
     ///
     /// # Errors
-    /// [`Error::Device`] if the driver fails.
+    /// [`Error::Internal`] if this device has no embedding table; [`Error::Device`] if the driver fails.
     pub(crate) fn enqueue_texts(&mut self, rows: &[TextRow]) -> Result<()> {
         let report = self.small(SMALL.report)?;
         self.ring.send_all(&self.compute, report, &[RangeReport::CLEAN])?;
@@ -277,15 +270,18 @@ impl Arena {
         }
         let table = self.texts.span(size_of_val(rows))?;
         self.ring.send_all(&self.compute, table, rows)?;
+        let Some(Embedding { memory, dtype, policy }) = &self.embedding else {
+            return Err(Error::Internal("text rows on a device without the embedding table".into()));
+        };
         let embedding = TokenTable {
             // SAFETY: the embedding is kept beside the stream that reads it.
-            values: unsafe { self.embedding.span() },
-            dtype: self.dtype,
+            values: unsafe { memory.span() },
+            dtype: *dtype,
             rows: self.config.vocab_size,
             hidden: self.config.hidden_size,
         };
         let embed_tokens = &self.gpu.kernels.embed_tokens;
-        embed_tokens.enqueue(&self.compute, table.cast()?, &embedding, self.policy, report.cast()?)
+        embed_tokens.enqueue(&self.compute, table.cast()?, &embedding, *policy, report.cast()?)
     }
 
     /// Waits for all work, and says what the text rows held that fp16 cannot.
@@ -350,16 +346,13 @@ impl Arena {
         self.enqueue_tower(images, &table, trace)
     }
 
-    /// Captures the graph of each number of images and runs it once, writing nothing but its workspace.
+    /// Captures the graph of a group of `images` and runs it once, writing nothing but its workspace.
     ///
     /// # Errors
     /// [`Error::Device`] if the driver fails.
-    pub(crate) fn warm_up(&mut self, sizes: impl IntoIterator<Item = usize>) -> Result<()> {
-        for images in sizes {
-            let images = images.clamp(1, self.group_size());
-            let table = self.enqueue_slots(&vec![Vec::new(); images])?;
-            self.enqueue_tower(images, &table, None)?;
-        }
+    pub(crate) fn warm_up(&mut self, images: usize) -> Result<()> {
+        let table = self.enqueue_slots(&vec![Vec::new(); images])?;
+        self.enqueue_tower(images, &table, None)?;
         self.compute.synchronize()
     }
 
@@ -448,7 +441,7 @@ impl Drop for Arena {
     }
 }
 
-/// Workspace and both places for resized images, for as many images as there is room for; `most`, at most.
+/// The workspace, and both places for resized images, for as many images as there is room for, `most` at most.
 fn largest_group(
     stream: &Stream,
     config: &ModelConfig,
@@ -479,17 +472,19 @@ fn largest_group(
     ))
 }
 
-/// Uploads the embedding table as it is stored.
-fn upload_embedding(stream: &Stream, ring: &mut Ring, table: &EmbeddingTable) -> Result<DeviceMemory> {
-    let row = table.hidden() * table.dtype().size();
-    let memory = DeviceMemory::new(stream.context(), table.rows() * row, "the token embedding table")?;
-    // SAFETY: the result is kept beside the stream.
-    let span = unsafe { memory.span() };
-    let band = (ring.bytes() / row.max(1)).max(1);
-    for first in (0..table.rows()).step_by(band) {
-        let end = table.rows().min(first + band);
-        ring.send(stream, span.slice(first * row..end * row)?, |slot| table.copy_stored(first, slot))?;
+impl Embedding {
+    /// Uploads the table as it is stored.
+    fn upload(stream: &Stream, ring: &mut Ring, table: &EmbeddingTable) -> Result<Self> {
+        let row = table.hidden() * table.dtype().size();
+        let memory = DeviceMemory::new(stream.context(), table.rows() * row, "the token embedding table")?;
+        // SAFETY: the result is kept beside the stream.
+        let span = unsafe { memory.span() };
+        let band = (ring.bytes() / row.max(1)).max(1);
+        for first in (0..table.rows()).step_by(band) {
+            let end = table.rows().min(first + band);
+            ring.send(stream, span.slice(first * row..end * row)?, |slot| table.copy_stored(first, slot))?;
+        }
+        stream.synchronize()?;
+        Ok(Self { memory, dtype: table.dtype(), policy: table.policy() })
     }
-    stream.synchronize()?;
-    Ok(memory)
 }

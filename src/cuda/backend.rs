@@ -1,16 +1,17 @@
 //! The CUDA backend as the encoder sees it: a job in, rows of sequences out.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use half::f16;
 
 use super::Gpu;
-use super::arena::Arena;
 use super::driver::{DevicePtr, Span};
 use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
+use super::peers::Devices;
 use super::pictures::decode_each;
 use super::range::RangeReport;
 use super::rows::{CudaRows, Shared, lock};
@@ -21,9 +22,9 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::sequence::{Place, RowsMut, SequenceBuffer};
 
-/// Tower, projector and token embedding on one GPU. Calls queue for its arena.
+/// Tower, projector and token embedding on one GPU or several. Calls queue for their arenas.
 pub(crate) struct CudaBackend {
-    arena: Shared,
+    devices: Shared,
     embedding: EmbeddingTable,
     config: ModelConfig,
     place: Place,
@@ -31,98 +32,125 @@ pub(crate) struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// Uploads a model to `gpu`.
+    /// Uploads a model to `gpus`; sequences lie on the first.
     ///
     /// # Errors
-    /// As [`Arena::new`].
+    /// As [`Devices::new`].
     pub(crate) fn new(
-        gpu: Gpu,
+        gpus: Vec<Gpu>,
         config: &ModelConfig,
         weights: Source<'_>,
         embedding: EmbeddingTable,
     ) -> Result<(Self, ConversionReport)> {
-        let description = gpu.describe();
-        let ordinal = gpu.context.ordinal();
-        let (arena, report) = Arena::new(gpu, config, weights, &embedding)?;
-        let arena = Arc::new(Mutex::new(arena));
-        let backend =
-            Self { arena, embedding, config: config.clone(), place: Place::Cuda(ordinal), description };
-        Ok((backend, report))
+        let (devices, report) = Devices::new(gpus, config, weights, &embedding)?;
+        let place = Place::Cuda(devices.primary.gpu().context.ordinal());
+        let description = devices.describe();
+        let devices = Arc::new(Mutex::new(devices));
+        Ok((Self { devices, embedding, config: config.clone(), place, description }, report))
     }
 
-    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where
-    /// the rows for the host are, and what the text rows held that fp16 cannot.
-    fn run_on_device(
+    /// What calls and sequences share.
+    pub(crate) fn devices(&self) -> &Shared {
+        &self.devices
+    }
+
+    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where the
+    /// rows for the host are, and what the text rows held that fp16 cannot.
+    fn run_on_devices(
         &self,
-        arena: &mut Arena,
+        devices: &mut Devices,
         job: &Job<'_>,
         observer: &mut Observer<'_>,
     ) -> Result<(Work, Span<f16>, RangeReport)> {
-        let staging = arena.staging(host_rows(job))?;
+        let staging = devices.primary.staging(host_rows(job))?;
         let places = Places::new(job, staging.ptr(), self.config.hidden_size);
         let mut work = Work::default();
-        let done = self.enqueue(arena, job, &places, observer, &mut work);
-        match done.and_then(|()| arena.finish()) {
+        let done = self.enqueue(devices, job, &places, observer, &mut work);
+        match done.and_then(|()| devices.finish()) {
             Ok(report) => Ok((work, staging, report)),
             Err(error) => {
-                arena.settle();
+                devices.settle();
                 Err(error)
             }
         }
     }
 
-    /// The device's arena, which calls and sequences share.
-    pub(super) fn arena(&self) -> &Shared {
-        &self.arena
-    }
-
     /// Enqueues everything a job asks for but the way back to the host; says what it did.
     fn enqueue(
         &self,
-        arena: &mut Arena,
+        devices: &mut Devices,
         job: &Job<'_>,
         places: &Places,
         observer: &mut Observer<'_>,
         work: &mut Work,
     ) -> Result<()> {
-        arena.enqueue_texts(&places.texts)?;
-        let pictures = &job.pictures;
-        let wanted: Vec<usize> =
-            (0..pictures.sources.len()).filter(|&i| !places.slots[i].is_empty()).collect();
-        let unwanted = (0..pictures.sources.len()).filter(|&i| places.slots[i].is_empty());
-        let mut unwanted: Vec<usize> = unwanted.collect(); // decoded, so that a broken one is found
-        let size = group_len(wanted.len(), arena.group_size());
-        let mut warnings = vec![Vec::new(); pictures.sources.len()];
-        let mut group_after_group = wanted.chunks(size);
-        loop {
-            let group = group_after_group.next().unwrap_or_default();
-            let decode: Vec<usize> = group.iter().copied().chain(unwanted.drain(..)).collect();
-            if decode.is_empty() {
-                break;
-            }
-            arena.begin_group()?;
-            work.decode += decode_each(pictures, &decode, |i, decoded| {
+        devices.begin(&places.texts)?;
+        let images = 0..job.pictures.sources.len();
+        let mut warnings = vec![Vec::new(); images.len()];
+        let (wanted, mut unwanted): (Vec<usize>, Vec<usize>) =
+            images.partition(|&i| !places.slots[i].is_empty());
+        let groups = devices.deal(&wanted);
+        // A group for each device at a time; what nobody wants is decoded with the first, so that a broken one is
+        // found.
+        for round in 0..groups.len().div_ceil(devices.count()).max(1) {
+            let from = round * devices.count();
+            let mut round = Round::new(&groups[from..groups.len().min(from + devices.count())]);
+            let decode: Vec<usize> = round.groups.concat().into_iter().chain(unwanted.drain(..)).collect();
+            (0..round.groups.len()).try_for_each(|device| devices.begin_group(device))?;
+            work.decode += decode_each(&job.pictures, &decode, |i, decoded| {
                 warnings[i] = decoded.warnings.clone();
-                let Some(place) = group.iter().position(|&wanted| wanted == i) else { return Ok(()) };
-                arena.enqueue_image(place, decoded.view(), pictures.resample)
-            })?;
-            if group.is_empty() {
-                break;
-            }
-            let slots: Vec<Vec<SlotRows>> = group.iter().map(|&i| places.slots[i].clone()).collect();
-            match observer.trace.as_deref_mut() {
-                None => arena.end_group(&slots, None)?,
-                Some(trace) => {
-                    arena.end_group(&slots, Some(&mut |i, stage, values| trace(group[i], stage, values)))?;
+                let Some((device, place)) = round.find(i) else { return Ok(()) };
+                devices.enqueue_image(device, place, decoded.view(), job.pictures.resample)?;
+                for device in round.complete(device) {
+                    let group = round.groups[device];
+                    let slots: Vec<Vec<SlotRows>> = group.iter().map(|&i| places.slots[i].clone()).collect();
+                    match observer.trace.as_deref_mut() {
+                        None => devices.end_group(device, &slots, None)?,
+                        Some(trace) => {
+                            let trace = &mut |i: usize, stage, values: &[f16]| trace(group[i], stage, values);
+                            devices.end_group(device, &slots, Some(trace))?;
+                        }
+                    }
+                    work.images_encoded += group.len();
+                    if let Some(progress) = &mut observer.progress {
+                        progress(work.images_encoded as f32 / wanted.len() as f32);
+                    }
                 }
-            }
-            work.images_encoded += group.len();
-            if let Some(progress) = &mut observer.progress {
-                progress(work.images_encoded as f32 / wanted.len() as f32);
-            }
+                Ok(())
+            })?;
         }
         work.warnings = warnings.concat();
         Ok(())
+    }
+}
+
+/// Groups whose images are decoded together, one for each device. They end in order, each as soon as its images
+/// and those of the groups before it are there.
+struct Round<'g> {
+    groups: &'g [&'g [usize]],
+    missing: Vec<usize>, // images not there yet, by group
+    ended: usize,        // groups
+}
+
+impl<'g> Round<'g> {
+    fn new(groups: &'g [&'g [usize]]) -> Self {
+        Self { groups, missing: groups.iter().map(|group| group.len()).collect(), ended: 0 }
+    }
+
+    /// The group of image `i`, and its place in it.
+    fn find(&self, i: usize) -> Option<(usize, usize)> {
+        let place = |(at, group): (usize, &&[usize])| Some((at, group.iter().position(|&other| other == i)?));
+        self.groups.iter().enumerate().find_map(place)
+    }
+
+    /// Notes that an image of `group` is there; the groups that end with it.
+    fn complete(&mut self, group: usize) -> Range<usize> {
+        self.missing[group] -= 1;
+        let begin = self.ended;
+        while self.missing.get(self.ended) == Some(&0) {
+            self.ended += 1;
+        }
+        begin..self.ended
     }
 }
 
@@ -134,10 +162,11 @@ impl Backend for CudaBackend {
     fn fill(&self, mut job: Job<'_>, observer: &mut Observer<'_>) -> Result<Work> {
         let start = Instant::now();
         self.check(&job)?;
-        let mut arena = lock(&self.arena);
+        let mut devices = lock(&self.devices);
         let hidden = self.config.hidden_size;
         let (mut work, staging, report) =
-            arena.with_room(|arena| self.run_on_device(arena, &job, observer))?;
+            devices.with_room(|devices| self.run_on_devices(devices, &job, observer))?;
+        let arena = &devices.primary;
         if let Some(index) = report.refused() {
             // The host finds the same and says it in its words.
             self.embedding.gather_row((index / hidden as u64) as u32, &mut vec![f16::ZERO; hidden])?;
@@ -172,7 +201,7 @@ impl Backend for CudaBackend {
     }
 
     fn device_sequence(&self) -> Result<SequenceBuffer<'static>> {
-        Ok(SequenceBuffer::on_device(Box::new(CudaRows::ours(&self.arena))))
+        Ok(SequenceBuffer::on_device(Box::new(CudaRows::ours(&self.devices))))
     }
 
     unsafe fn wrap_device(
@@ -183,12 +212,12 @@ impl Backend for CudaBackend {
         stream: usize,
     ) -> Result<SequenceBuffer<'static>> {
         // SAFETY: the caller's promise.
-        let rows = unsafe { CudaRows::theirs(&self.arena, address, elements, row_stride, stream)? };
+        let rows = unsafe { CudaRows::theirs(&self.devices, address, elements, row_stride, stream)? };
         Ok(SequenceBuffer::on_device(Box::new(rows)))
     }
 
     fn warm_up(&self, batch_sizes: &[usize]) -> Result<()> {
-        lock(&self.arena).with_room(|arena| arena.warm_up(batch_sizes.iter().copied()))
+        lock(&self.devices).with_room(|devices| devices.warm_up(batch_sizes))
     }
 }
 
@@ -213,7 +242,7 @@ impl CudaBackend {
                     rows.place(),
                     self.place
                 ),
-                "Give a sequence in host memory or in that of the encoder's device",
+                "Give a sequence in host memory or in that of the encoder's (first) device",
             ));
         }
         if let Some(rows) = blocks(job).chain(kept()).find(|rows| rows.hidden() != hidden) {
@@ -235,11 +264,6 @@ impl CudaBackend {
         }
         Ok(())
     }
-}
-
-/// Images of each group but the last, which may have fewer: as many as fit, and all groups about alike.
-pub(super) fn group_len(images: usize, most: usize) -> usize {
-    images.div_ceil(images.div_ceil(most).max(1)).max(1)
 }
 
 /// The blocks of rows that the device fills, in the order in which they lie in its staging memory.
@@ -303,4 +327,4 @@ impl fmt::Debug for CudaBackend {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

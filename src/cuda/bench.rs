@@ -10,12 +10,13 @@ use half::f16;
 
 use super::Gpu;
 use super::arena::MOST_IMAGES;
-use super::backend::{CudaBackend, group_len};
+use super::backend::CudaBackend;
 use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Pod, Span, Stream, Zeroable};
 use super::embed_tokens::{TextRow, TokenTable};
 use super::layer_norm::Norm;
 use super::linear::{self, Input, Layer, SlotRows, SlotTable};
 use super::matrix::{Matrix, VECTOR};
+use super::peers::group_sizes;
 use super::range::RangeReport;
 use super::resize::{DevicePasses, Pixels, Resize};
 use super::rows::{Shared, lock};
@@ -41,8 +42,7 @@ pub fn halves(seed: u64, count: usize, deviation: f32) -> Vec<f16> {
 
 /// How a call with so many images is split into groups.
 pub fn groups(images: usize) -> Vec<usize> {
-    let len = group_len(images, MOST_IMAGES);
-    (0..images).step_by(len).map(|first| len.min(images - first)).collect()
+    group_sizes(images, 1, MOST_IMAGES)
 }
 
 /// A device and a stream of its own.
@@ -451,7 +451,7 @@ fn elapsed(start: &Event, end: &Event) -> Result<Duration> {
 pub struct Encode {
     cuda: Encoder,
     cpu: Encoder,
-    arena: Shared,
+    devices: Shared,
     events: [Event; 2],
 }
 
@@ -468,9 +468,9 @@ impl Encode {
         file.write_all(bytemuck::cast_slice(&table)).map_err(failed)?;
         let embedding = EmbeddingTable::map(file.path(), DType::F16, config.vocab_size, config.hidden_size)?;
         let (backend, _) =
-            CudaBackend::new(Gpu::open(0)?, config, Source::Host(&weights), embedding.clone())?;
-        let arena = backend.arena().clone();
-        let context = lock(&arena).gpu().context.clone();
+            CudaBackend::new(vec![Gpu::open(0)?], config, Source::Host(&weights), embedding.clone())?;
+        let devices = backend.devices().clone();
+        let context = lock(&devices).primary.gpu().context.clone();
         let events = [Event::with_time(&context)?, Event::with_time(&context)?];
         let planner = || {
             let model = tokenizer::synthetic(config.vocab_size);
@@ -480,7 +480,7 @@ impl Encode {
         let cuda = Encoder::of(Box::new(backend), planner()?, "random", options.clone());
         let cpu = CpuBackend::new(config, weights, Box::new(embedding), None)?;
         let cpu = Encoder::of(Box::new(cpu), planner()?, "random", options);
-        Ok(Self { cuda, cpu, arena, events })
+        Ok(Self { cuda, cpu, devices, events })
     }
 
     /// The model on the device.
@@ -498,7 +498,7 @@ impl Encode {
     /// # Errors
     /// [`Error::Device`] if the driver fails.
     pub fn set_pixels(&self, sets: [&[RgbView<'_>]; 2]) -> Result<()> {
-        let mut arena = lock(&self.arena);
+        let arena = &mut lock(&self.devices).primary;
         for pictures in sets {
             arena.begin_group()?;
             for (place, picture) in pictures.iter().enumerate() {
@@ -527,12 +527,15 @@ impl Encode {
             vec![SlotRows { first, pitch: pitch as i64, rows: slot.len as i32, pad: 0 }]
         };
         let places: Vec<Vec<SlotRows>> = slots.iter().map(place).collect();
-        let mut arena = lock(&self.arena);
-        let len = group_len(places.len(), arena.group_size());
+        let arena = &mut lock(&self.devices).primary;
+        let sizes = group_sizes(places.len(), 1, arena.group_size());
         let Self { events: [start, end], .. } = self;
         start.record(&arena.compute)?;
         for _ in 0..times {
-            for group in places.chunks(len) {
+            let mut rest = places.as_slice();
+            for &size in &sizes {
+                let (group, after) = rest.split_at(size);
+                rest = after;
                 arena.begin_group()?;
                 arena.end_group(group, None)?;
             }

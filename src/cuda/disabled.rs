@@ -31,13 +31,24 @@ impl Gpu {
             remedy: "Build with `--features cuda`, or use `cpu`".into(),
         })
     }
+
+    /// Opens every GPU: none in this build.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub(crate) fn open_all() -> Result<Vec<Self>> {
+        Self::open(0).map(|gpu| vec![gpu])
+    }
 }
 
-/// Never called: there is no [`Gpu`].
+/// Never called with one: there is no [`Gpu`].
 pub(crate) fn open_backend(
-    gpu: Gpu,
+    gpus: Vec<Gpu>,
     _: &Checkpoint,
     _: RangePolicy,
 ) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
-    match gpu.0 {}
+    match gpus.into_iter().next() {
+        Some(gpu) => match gpu.0 {},
+        None => Err(Error::Internal("a backend on no device".into())),
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   backend       a job of the encoder's: images, text, rows of sequences
-//!      └─ arena   one device's memory, streams, graphs; pictures and upload bring images to it
-//!                 rows: sequences that stay on the device
+//!      └─ peers   one device, or several that share the images; rows: sequences that stay on the first
+//!          └─ arena   one device's memory, streams, graphs; pictures and upload bring images to it
 //!
 //!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …       tower.rs says in which order
 //!      │          └──── matrix ─────────┬────────────┘                          weights.rs what with
@@ -22,7 +22,7 @@
 
 #![allow(
     dead_code,
-    reason = "peers and conversion on the device are there for several GPUs and streamed weights"
+    reason = "conversion on the device is there for streamed weights, parts of the driver for tests and timings"
 )]
 
 use std::sync::Arc;
@@ -46,6 +46,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod patches;
+pub(crate) mod peers;
 pub(crate) mod pictures;
 pub(crate) mod range;
 pub(crate) mod resize;
@@ -84,19 +85,20 @@ pub fn describe(ordinal: usize) -> Result<String> {
     Ok(Gpu::open(ordinal)?.describe())
 }
 
-/// Uploads a checkpoint to a GPU, which converts its weights; says what deserves a word about them.
+/// Uploads a checkpoint to GPUs, which convert its weights and share the images of a call; sequences lie on the
+/// first. Says what deserves a word about the weights.
 ///
 /// # Errors
 /// As [`Checkpoint::vision_weights`]; [`Error::Device`] if there is no room, or the driver fails.
 pub(crate) fn open_backend(
-    gpu: Gpu,
+    gpus: Vec<Gpu>,
     checkpoint: &Checkpoint,
     policy: RangePolicy,
 ) -> Result<(Box<dyn Backend>, Vec<Warning>)> {
     let embedding = checkpoint.embedding().with_policy(policy);
     let weights = checkpoint.stored_weights()?;
     let source = Source::Stored(&weights, policy);
-    let (backend, report) = CudaBackend::new(gpu, checkpoint.config(), source, embedding)?;
+    let (backend, report) = CudaBackend::new(gpus, checkpoint.config(), source, embedding)?;
     Ok((Box::new(backend), report.warnings()))
 }
 
@@ -114,16 +116,35 @@ impl Gpu {
     /// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or
     /// broken.
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
-        if images::IMAGES.is_empty() {
-            return Err(Error::Device {
-                device: format!("cuda:{ordinal}"),
-                problem: "this build has no CUDA kernels: there was no nvcc when it was made".into(),
-                remedy: "In the checkout, run `bash kernels/fetch-nvcc` and build again (or let NVCC or \
-                         CUDA_HOME point to CUDA 12.8 or later); or use `cpu`"
-                    .into(),
-            });
-        }
         Self::open_with(ordinal, images::IMAGES)
+    }
+
+    /// Opens every GPU that can be used, in the order of their ordinals, and loads the kernels of this build.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is none: that of the first.
+    pub(crate) fn open_all() -> Result<Vec<Self>> {
+        Self::open_all_with(images::IMAGES)
+    }
+
+    /// As [`Gpu::open_all`], with the kernels of `images`.
+    fn open_all_with(images: &'static [Image]) -> Result<Vec<Self>> {
+        let mut gpus = vec![];
+        let mut refused = None;
+        let count = driver::library::open(0).and_then(|_| driver::context::device_count());
+        for ordinal in 0..count.unwrap_or(1).max(1) {
+            match Self::open_with(ordinal, images) {
+                Ok(gpu) => gpus.push(gpu),
+                Err(error) => {
+                    tracing::info!(%error, "one GPU less");
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        match refused {
+            Some(error) if gpus.is_empty() => Err(error),
+            _ => Ok(gpus),
+        }
     }
 
     /// Opens GPU `ordinal` and loads the kernels of `images`.
@@ -131,6 +152,14 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::open`].
     pub(crate) fn open_with(ordinal: usize, images: &'static [Image]) -> Result<Self> {
+        if images.is_empty() {
+            return Err(driver::device_error(
+                ordinal,
+                "this build has no CUDA kernels: there was no nvcc when it was made",
+                "In the checkout, run `bash kernels/fetch-nvcc` and build again (or let NVCC or CUDA_HOME point to \
+                 CUDA 12.8 or later); or use `cpu`",
+            ));
+        }
         let context = Context::open(ordinal)?;
         let kernels = Kernels::load(&context, images)?;
         let gpu = Self { context, kernels };

@@ -2,29 +2,35 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use half::f16;
 
-use super::arena::Arena;
 use super::driver::{DevicePtr, Event, Span, Stream};
 use super::matrix::Matrix;
+use super::peers::Devices;
 use super::pictures::Growing;
 use crate::error::{Error, Result};
 use crate::prompt::Slot;
 use crate::sequence::{DeviceRows, Place, RowChecks};
 
-/// An arena that calls and sequences share.
-pub(crate) type Shared = Arc<Mutex<Arena>>;
+/// Devices that calls and sequences share.
+pub(crate) type Shared = Arc<Mutex<Devices>>;
 
-/// The arena, once nobody else has it. What a panic left half done is overwritten by the next call.
-pub(crate) fn lock(arena: &Shared) -> MutexGuard<'_, Arena> {
-    arena.lock().unwrap_or_else(PoisonError::into_inner)
+/// The devices, once nobody else has them. What a panic left half done is waited for, and overwritten by the
+/// next call.
+pub(crate) fn lock(devices: &Shared) -> MutexGuard<'_, Devices> {
+    devices.lock().unwrap_or_else(|poisoned| {
+        devices.clear_poison();
+        let devices = poisoned.into_inner();
+        devices.settle();
+        devices
+    })
 }
 
-/// Rows on one device.
+/// Rows on the first of them.
 pub(crate) struct CudaRows {
-    arena: Shared,
+    devices: Shared,
     place: Place,
     memory: Memory,
     row_stride: usize, // elements
@@ -38,11 +44,11 @@ enum Memory {
 
 impl CudaRows {
     /// Memory of ours; none yet.
-    pub(crate) fn ours(arena: &Shared) -> Self {
-        let context = lock(arena).gpu().context.clone();
+    pub(crate) fn ours(devices: &Shared) -> Self {
+        let context = lock(devices).primary.gpu().context.clone();
         let place = Place::Cuda(context.ordinal());
         let memory = Memory::Ours(Growing::new(&context, "a sequence"));
-        Self { arena: arena.clone(), place, memory, row_stride: 0 }
+        Self { devices: devices.clone(), place, memory, row_stride: 0 }
     }
 
     /// The caller's memory.
@@ -50,13 +56,13 @@ impl CudaRows {
     /// # Safety
     /// As [`Backend::wrap_device`](crate::backend::Backend::wrap_device).
     pub(crate) unsafe fn theirs(
-        arena: &Shared,
+        devices: &Shared,
         address: u64,
         elements: usize,
         row_stride: usize,
         stream: usize,
     ) -> Result<Self> {
-        let context = lock(arena).gpu().context.clone();
+        let context = lock(devices).primary.gpu().context.clone();
         if !address.is_multiple_of(2) || address == 0 {
             return Err(Error::argument(
                 format!("{address:#x} is no address of fp16 elements"),
@@ -68,7 +74,7 @@ impl CudaRows {
         let span = unsafe { Span::new(DevicePtr::new(address), elements) };
         // SAFETY: as above.
         let stream = unsafe { Stream::foreign(&context, stream) };
-        Ok(Self { arena: arena.clone(), place, memory: Memory::Theirs { span, stream }, row_stride })
+        Ok(Self { devices: devices.clone(), place, memory: Memory::Theirs { span, stream }, row_stride })
     }
 
     /// The first `rows` rows of `hidden` elements.
@@ -87,12 +93,12 @@ impl DeviceRows for CudaRows {
     }
 
     fn reserve(&mut self, rows: usize, hidden: usize) -> Result<(u64, usize)> {
-        let mut arena = lock(&self.arena);
+        let mut devices = lock(&self.devices);
         match &mut self.memory {
             Memory::Ours(memory) => {
                 let bytes = rows * hidden * size_of::<f16>();
-                let span = arena.with_room(|_| memory.span(bytes))?.cast::<f16>()?;
-                arena.poison(span)?;
+                let span = devices.with_room(|_| memory.span(bytes))?.cast::<f16>()?;
+                devices.primary.poison(span)?;
                 self.row_stride = hidden;
                 Ok((span.ptr().address(), hidden))
             }
@@ -113,14 +119,15 @@ impl DeviceRows for CudaRows {
                 // What the caller has given to that stream comes first.
                 let theirs = Event::new(stream.context())?;
                 theirs.record(stream)?;
-                arena.compute.wait_for(&theirs)?;
+                devices.primary.compute.wait_for(&theirs)?;
                 Ok((span.ptr().address(), self.row_stride))
             }
         }
     }
 
     fn read(&self, rows: Range<usize>, hidden: usize) -> Result<Vec<f16>> {
-        let arena = lock(&self.arena);
+        let devices = lock(&self.devices);
+        let arena = &devices.primary;
         let from = self.matrix(rows.end, hidden)?.rows(rows.start, rows.len())?;
         let mut values = vec![f16::ZERO; rows.len() * hidden];
         let shape = (rows.len(), hidden);
@@ -132,7 +139,7 @@ impl DeviceRows for CudaRows {
 
     fn check(&self, rows: usize, hidden: usize, slots: &[Slot]) -> Result<RowChecks> {
         let rows = self.matrix(rows, hidden)?;
-        lock(&self.arena).with_room(|arena| arena.check(&rows, slots))
+        lock(&self.devices).with_room(|devices| devices.primary.check(&rows, slots))
     }
 }
 
@@ -145,6 +152,6 @@ impl fmt::Debug for CudaRows {
 
 impl Drop for CudaRows {
     fn drop(&mut self) {
-        lock(&self.arena).settle();
+        lock(&self.devices).settle();
     }
 }

@@ -18,7 +18,10 @@ mod emulator;
 pub(crate) use crate::cpu::testkit::{
     Model, Random, bits, erfc, least_cosine, poison, relative_l2, ulps, wide,
 };
-pub(crate) use emulator::{on_real_gpu, provide as provide_device};
+pub(crate) use emulator::{
+    load as load_emulator, on_real_gpu, pending as emulated_pending, provide as provide_device,
+    set as set_emulated,
+};
 
 /// Opens the device of the tests, once.
 pub(crate) fn gpu() -> &'static Gpu {
@@ -35,6 +38,27 @@ pub(crate) fn gpu() -> &'static Gpu {
 /// A number of the kernels' headers, which the emulated device knows.
 pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
     if on_real_gpu() { None } else { emulator::constant(name) }
+}
+
+/// Runs a test, by its path in this crate and ignored, in a process of its own with this environment.
+#[track_caller]
+pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]);
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let said =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(output.status.success() && said.contains("1 passed"), "{environment:?}: {said}");
+}
+
+/// What the emulated device did during `work`: a line of its log each. For tests in a process of their own.
+pub(crate) fn logged(work: impl FnOnce()) -> Vec<serde_json::Value> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    emulator::set("LOG", file.path().to_str().unwrap());
+    work();
+    emulator::set("LOG", "");
+    let log = std::fs::read_to_string(file.path()).unwrap();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The images that [`gpu`] was opened with. The emulated device has the kernels compiled in and looks at a

@@ -104,12 +104,7 @@ fn launches_have_the_kernels_own_constants() {
 
 /// Runs one of the tests below in a process of its own.
 fn in_child(test: &str, environment: &[(&str, &str)]) {
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", &format!("cuda::tests::{test}"), "--ignored", "--nocapture"]);
-    let output = command.envs(environment.iter().copied()).output().unwrap();
-    let said =
-        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    super::testkit::in_child(&format!("cuda::tests::{test}"), environment);
 }
 
 /// A layer norm of some rows, to the end of its stream.
@@ -179,13 +174,25 @@ fn child_with_two_devices() {
     let [from, to] = [&here, &there].map(|memory| unsafe { memory.span() });
     let [stream, other] = [first, &second].map(|context| driver::Stream::new(context).unwrap());
     stream.upload_and_wait(from, &[7; 64]).unwrap();
-    stream.copy_to_peer(&second, to, from).unwrap();
-    let done = driver::Event::new(first).unwrap();
-    done.record(&stream).unwrap();
-    other.wait_for(&done).unwrap();
-    let mut read = [0; 64];
-    other.download_and_wait(to, &mut read).unwrap();
-    assert_eq!(read, [7; 64]);
+    assert!(first.may_write(to.ptr()).unwrap() && first.may_write(from.ptr()).unwrap());
+    assert!(!second.may_write(from.ptr()).unwrap(), "that way it was not opened");
+    assert!(!first.may_write(DevicePtr::<u8>::new(4096)).unwrap());
+    let [done, before] = [first, &second].map(|context| driver::Event::new(context).unwrap());
+    for (pitch, expected) in [(4, [7; 16]), (6, [7, 7, 7, 7, 1, 1, 7, 7, 7, 7, 1, 1, 7, 7, 7, 7])] {
+        other.fill(to, 1).unwrap();
+        before.record(&other).unwrap();
+        stream.wait_for(&before).unwrap();
+        let rows = from.slice(0..16).unwrap();
+        stream.copy_rows_to_peer(&second, to, pitch, rows, 4).unwrap();
+        done.record(&stream).unwrap();
+        other.wait_for(&done).unwrap();
+        let mut read = [0; 64];
+        other.download_and_wait(to, &mut read).unwrap();
+        assert_eq!(read[..16], expected);
+        assert!(read[22..].iter().all(|byte| *byte == 1));
+        let narrow = to.slice(0..15).unwrap();
+        assert!(stream.copy_rows_to_peer(&second, narrow, pitch, rows, 4).is_err(), "no room");
+    }
 }
 
 #[test]

@@ -107,6 +107,12 @@ __attribute__((noinline)) bool look_up(std::uintptr_t address, std::size_t bytes
     Executor &ex = *hot.executor;
     for (Memory *memory : ex.launch->memories) {
         if (const Allocation *a = memory->holding(address, bytes)) {
+            if (a->pooled && memory != ex.launch->memories.front()) {
+                ex.fail(700, "peer access",
+                        what(access, bytes, address) + ": " + memory->describe(address) + " on device " +
+                            std::to_string(memory->device()) + ", from a pool, which peer access does not open",
+                        pc);
+            }
             hot.older = hot.hit;
             hot.hit = Hit{a->base, a->bytes, &memory->shadow()};
             return true;

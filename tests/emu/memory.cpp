@@ -55,7 +55,7 @@ Memory::Memory(int device, std::size_t limit, bool host_visible, bool races)
     }
 }
 
-std::uintptr_t Memory::allocate(std::size_t bytes) {
+std::uintptr_t Memory::allocate(std::size_t bytes, bool pooled) {
     // `next_` is a multiple of the page; the address is GUARD past one, so that nobody comes to rely on more.
     const std::size_t span = (GUARD + bytes + GUARD + PAGE - 1) / PAGE * PAGE + PAGE;
     if (bytes == 0 || bytes > limit_ - used_ || span > RANGE - next_) {
@@ -64,7 +64,7 @@ std::uintptr_t Memory::allocate(std::size_t bytes) {
     const std::uintptr_t base = base_ + next_ + GUARD;
     next_ += span;
     used_ += bytes;
-    allocations_[base] = Allocation{base, bytes, ++count_, true};
+    allocations_[base] = Allocation{base, bytes, ++count_, true, pooled};
     poison(alias(base), bytes);
     return base;
 }

@@ -32,6 +32,7 @@ struct Allocation {
     std::size_t bytes;
     int number; // 1, 2, .. in order of allocation
     bool live;
+    bool pooled = false; // from a pool: peer access to the device is not access to this
 };
 
 class Memory {
@@ -41,7 +42,7 @@ class Memory {
     Memory(int device, std::size_t limit, bool host_visible, bool races = true);
 
     // 0 when over the limit.
-    std::uintptr_t allocate(std::size_t bytes);
+    std::uintptr_t allocate(std::size_t bytes, bool pooled = false);
     // False: not the address of a live allocation.
     bool release(std::uintptr_t base);
 

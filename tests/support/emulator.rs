@@ -53,6 +53,13 @@ pub fn set(name: &str, value: &str) {
     assert_eq!(refused, 0, "emu_set({name:?}, {value:?})");
 }
 
+/// Pieces of work that the loaded device was given and has not done.
+pub fn pending() -> usize {
+    type Pending = unsafe extern "C" fn() -> usize;
+    // SAFETY: a function of this repository's own (tests/emu/driver/settings.cpp), of this type.
+    unsafe { load().get::<Pending>("emu_pending").unwrap()() }
+}
+
 /// A number of the kernels' headers, which the emulated device knows.
 pub fn constant(name: &str) -> Option<i64> {
     let name = CString::new(name).unwrap();

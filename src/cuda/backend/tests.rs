@@ -29,7 +29,7 @@ impl Both {
         synth::write(Preset::Tiny, &options_of_synth, dir.path().join("model")).unwrap();
         let cpu = options.clone().device(crate::backend::Device::Cpu);
         let cpu = Encoder::open_with(dir.path().join("model"), cpu).unwrap();
-        let cuda = on_cuda(&dir.path().join("model"), options);
+        let cuda = on_gpus(&[0], &dir.path().join("model"), options);
         Self { cpu, cuda, _dir: dir }
     }
 
@@ -38,19 +38,19 @@ impl Both {
     }
 }
 
-/// Opens a directory on the device of the tests.
-fn on_cuda(dir: &std::path::Path, options: &EncoderOptions) -> Encoder {
+/// Opens a directory on devices of the tests.
+pub(crate) fn on_gpus(ordinals: &[usize], dir: &std::path::Path, options: &EncoderOptions) -> Encoder {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let planner = Planner::new(Tokenizer::from_dir(dir).unwrap(), checkpoint.config().clone()).unwrap();
     let weights = checkpoint.stored_weights().unwrap();
     let source = Source::Stored(&weights, RangePolicy::Refuse);
-    let gpu = Gpu::open_with(0, images()).unwrap();
-    let (backend, _) = CudaBackend::new(gpu, checkpoint.config(), source, checkpoint.embedding()).unwrap();
+    let gpus = ordinals.iter().map(|&ordinal| Gpu::open_with(ordinal, images()).unwrap()).collect();
+    let (backend, _) = CudaBackend::new(gpus, checkpoint.config(), source, checkpoint.embedding()).unwrap();
     Encoder::on(Box::new(backend), &checkpoint, planner, options.clone())
 }
 
 /// Pictures of the tower's size and of others: wider, taller, smaller, a pixel.
-fn pictures(count: usize) -> Vec<RgbImage> {
+pub(crate) fn pictures(count: usize) -> Vec<RgbImage> {
     let sizes = [(70, 70), (93, 61), (70, 131), (41, 70), (9, 13), (1, 1), (7, 720), (300, 200)];
     let mut random = Random::new(77);
     let mut picture = |(width, height): (u32, u32)| {
@@ -60,11 +60,15 @@ fn pictures(count: usize) -> Vec<RgbImage> {
     (0..count).map(|i| picture(sizes[i % sizes.len()])).collect()
 }
 
-fn sources(pictures: &[RgbImage]) -> Vec<ImageSource<'_>> {
+pub(crate) fn sources(pictures: &[RgbImage]) -> Vec<ImageSource<'_>> {
     pictures.iter().map(Into::into).collect()
 }
 
-fn encode<'p>(encoder: &Encoder, plan: impl Into<PackedPlan<'p>>, images: &[ImageSource<'_>]) -> Vec<f16> {
+pub(crate) fn encode<'p>(
+    encoder: &Encoder,
+    plan: impl Into<PackedPlan<'p>>,
+    images: &[ImageSource<'_>],
+) -> Vec<f16> {
     let mut sequence = SequenceBuffer::new();
     encoder.encode_into(plan, images, &mut sequence).unwrap();
     sequence.verify().unwrap();

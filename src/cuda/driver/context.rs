@@ -161,34 +161,16 @@ impl Context {
         self.check(|| "cuCtxSynchronize".into(), result)
     }
 
-    /// Lets this device's kernels and copies use the memory of `other`. False if the two cannot.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] if the driver refuses what it said was possible.
-    pub(crate) fn reach(&self, other: &Context) -> Result<bool> {
-        let mut can = 0;
-        // SAFETY: a place for one int; both devices are the driver's own.
-        let result = unsafe { cuDeviceCanAccessPeer(&mut can, self.device, other.device) };
-        self.check(|| "cuDeviceCanAccessPeer".into(), result)?;
-        if can == 0 {
-            return Ok(false);
-        }
-        self.bind()?;
-        // SAFETY: `other` is alive, and retained by its owner; the flag must be 0.
-        match unsafe { cuCtxEnablePeerAccess(other.raw, 0) } {
-            CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(true),
-            result => {
-                self.check(|| format!("cuCtxEnablePeerAccess of cuda:{}", other.ordinal), result)?;
-                Ok(true)
-            }
-        }
-    }
-
     /// Makes this the current context of the calling thread, as nearly every function of the driver expects.
     pub(super) fn bind(&self) -> Result<()> {
         // SAFETY: the handle was retained and is alive.
         let result = unsafe { cuCtxSetCurrent(self.raw) };
         self.check(|| "cuCtxSetCurrent".into(), result)
+    }
+
+    /// The driver's handle of the device.
+    pub(super) fn device(&self) -> CUdevice {
+        self.device
     }
 
     /// The driver's handle.

@@ -4,6 +4,7 @@
 //!   library   is there a driver, new enough, with every function that is called here?
 //!      └─ context   a device's primary context ─┬─ memory    on the device, pinned on the host; spans of it
 //!                                               ├─ stream    streams, events, copies, captured graphs
+//!                                               ├─ peer      stores and copies into another device's memory
 //!                                               └─ module    kernel images and their functions
 //! ```
 //!
@@ -27,6 +28,7 @@ pub(crate) mod context;
 pub(crate) mod library;
 pub(crate) mod memory;
 pub(crate) mod module;
+mod peer;
 pub(crate) mod stream;
 
 pub(crate) use context::Context;

@@ -218,23 +218,6 @@ impl Stream {
         )
     }
 
-    /// Copies from this stream's device to another.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] if the lengths differ; [`Error::Device`] if the driver fails.
-    pub(crate) fn copy_to_peer<T>(&self, peer: &Context, to: Span<T>, from: Span<T>) -> Result<()> {
-        let bytes = bytes_of(to, from)?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        let (from, to, own) = (from.ptr().address(), to.ptr().address(), self.context.raw());
-        self.run(
-            || format!("cuMemcpyPeerAsync of {bytes} bytes to cuda:{}", peer.ordinal()),
-            // SAFETY: both spans have so many bytes on their devices, and are alive as spans are.
-            |raw| unsafe { cuMemcpyPeerAsync(to, peer.raw(), from, own, bytes, raw) },
-        )
-    }
-
     /// Sets every byte.
     ///
     /// # Errors
@@ -405,7 +388,7 @@ fn bytes_of<T>(to: Span<T>, from: Span<T>) -> Result<usize> {
     Err(Error::Internal(format!("a copy of {} elements to {}", from.len(), to.len())))
 }
 
-fn rows_fit<T>(span: Span<T>, pitch: usize, rows: usize, columns: usize) -> Result<()> {
+pub(super) fn rows_fit<T>(span: Span<T>, pitch: usize, rows: usize, columns: usize) -> Result<()> {
     if rows == 0 || (columns <= pitch && (rows - 1) * pitch + columns <= span.len()) {
         return Ok(());
     }

@@ -136,18 +136,27 @@ CUAPI cuMemGetInfo_v2(std::size_t *available, std::size_t *total) {
     return SUCCESS;
 }
 
-CUAPI cuMemAlloc_v2(CUdeviceptr *out, std::size_t bytes) {
-    ENTER();
+static CUresult allocate(Driver &d, Device *device, CUdeviceptr *out, std::size_t bytes, bool pooled) {
     if (const CUresult code = d.forbid_in_capture()) {
         return code;
     }
     if (bytes == 0) {
         return INVALID_VALUE;
     }
-    *out = planted_allocation_failure() ? 0 : device->memory.allocate(bytes);
+    *out = planted_allocation_failure() ? 0 : device->memory.allocate(bytes, pooled);
     log_line("alloc", "\"device\":" + std::to_string(device->index) + ",\"bytes\":" + std::to_string(bytes) +
                           ",\"address\":" + std::to_string(*out));
     return *out != 0 ? SUCCESS : OUT_OF_MEMORY;
+}
+CUAPI cuMemAlloc_v2(CUdeviceptr *out, std::size_t bytes) {
+    ENTER();
+    return allocate(d, device, out, bytes, false);
+}
+// From the device's pool, whose memory other devices cannot reach unless it says so (it never does here). Not
+// ordered by the stream: it is there at once.
+CUAPI cuMemAllocAsync(CUdeviceptr *out, std::size_t bytes, void *stream) {
+    ENTER();
+    return d.stream_of(stream) == nullptr ? INVALID_HANDLE : allocate(d, device, out, bytes, true);
 }
 
 // Waits for the whole device first, as the driver does.
@@ -263,6 +272,12 @@ CUAPI cuPointerGetAttribute(void *value, int attribute, CUdeviceptr pointer) {
     case 12: // its bytes
         *static_cast<std::size_t *>(value) = a->bytes;
         return SUCCESS;
+    case 16: { // what the current device may do there: read and write, or nothing
+        Device *owner = d.devices[memory->device()].get();
+        const bool reached = device->peers.count(owner) != 0 && !a->pooled;
+        *static_cast<unsigned *>(value) = owner == device || reached ? 3 : 0;
+        return SUCCESS;
+    }
     default:
         return NOT_SUPPORTED;
     }
@@ -295,16 +310,36 @@ CUAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, 
     ENTER();
     return copy(d, d.stream_of(stream), at(to), true, at(from), true, bytes, 1, false);
 }
-CUAPI cuMemcpyPeerAsync(CUdeviceptr to, void *to_context, CUdeviceptr from, void *from_context,
-                        std::size_t bytes, void *stream) {
-    ENTER();
-    for (const auto &[address, context] : {std::pair{to, to_context}, std::pair{from, from_context}}) {
-        const Memory *memory = d.memory_of(address);
+static CUresult copy_to_peer(Driver &d, Place to, void *to_context, Place from, void *from_context,
+                             std::size_t bytes, std::size_t rows, void *stream) {
+    for (const auto &[place, context] : {std::pair{to, to_context}, std::pair{from, from_context}}) {
+        const Memory *memory = d.memory_of(place.address);
         if (memory != nullptr && d.devices[memory->device()].get() != context) {
             return refuse("a peer copy names another device's context for its address");
         }
     }
-    return copy(d, d.stream_of(stream), at(to), true, at(from), true, bytes, 1, false);
+    return copy(d, d.stream_of(stream), to, true, from, true, bytes, rows, false);
+}
+CUAPI cuMemcpyPeerAsync(CUdeviceptr to, void *to_context, CUdeviceptr from, void *from_context,
+                        std::size_t bytes, void *stream) {
+    ENTER();
+    return copy_to_peer(d, at(to), to_context, at(from), from_context, bytes, 1, stream);
+}
+CUAPI cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *c, void *stream) {
+    ENTER();
+    const bool plain = c->srcZ == 0 && c->dstZ == 0 && c->srcLOD == 0 && c->dstLOD == 0 && c->Depth == 1;
+    if (!plain || c->srcMemoryType != 2 || c->dstMemoryType != 2) {
+        return NOT_SUPPORTED;
+    }
+    if (c->srcPitch < c->WidthInBytes || c->dstPitch < c->WidthInBytes) {
+        return refuse("a pitch below the width of a row");
+    }
+    Place from = at(c->srcDevice), to = at(c->dstDevice);
+    from.pitch = c->srcPitch;
+    to.pitch = c->dstPitch;
+    from.address += c->srcY * from.pitch + c->srcXInBytes;
+    to.address += c->dstY * to.pitch + c->dstXInBytes;
+    return copy_to_peer(d, to, c->dstContext, from, c->srcContext, c->WidthInBytes, c->Height, stream);
 }
 
 static CUresult copy_2d(const CUDA_MEMCPY2D *c, void *handle, bool wait) {

@@ -6,7 +6,8 @@
 //     EMU_LOG      a file: one JSON line per event       EMU_ABORT     1: a kernel's fault ends the program
 //     EMU_RACES    0: no traces of device memory (they take 8 bytes per byte that kernels touch)
 //     EMU_NO_PEER  1: the two devices cannot reach one another's memory
-//     EMU_FAIL     launch:NAME:CODE  the next launch of NAME fails with CODE when it runs (sticky)
+//     EMU_FAIL     launch:NAME:CODE  the next launch of NAME fails with CODE when it runs (sticky);
+//                  launch:NAME:CODE:DEVICE  the next on that device
 //                  alloc:N           the N-th device allocation from now is out of memory (several: a,b)
 //
 // Read by the first cuInit. emu_set changes one later, where a change has meaning (SEED, LOG, FAIL, ABORT,
@@ -125,12 +126,16 @@ template <class F> bool any_wish(F use, bool spend) {
 
 } // namespace
 
-CUresult planted_launch_failure(const char *kernel) {
+CUresult planted_launch_failure(const char *kernel, int device) {
     CUresult code = SUCCESS;
     const std::string start = std::string("launch:") + kernel + ":";
     any_wish(
         [&](const std::string &wish) {
             if (wish.compare(0, start.size(), start) != 0) {
+                return false;
+            }
+            const std::size_t where = wish.find(':', start.size());
+            if (where != std::string::npos && std::atoi(wish.c_str() + where + 1) != device) {
                 return false;
             }
             code = std::atoi(wish.c_str() + start.size());

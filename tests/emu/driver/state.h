@@ -199,7 +199,7 @@ void log_line(const std::string &event, const std::string &fields);
 bool logging();
 std::string json(const std::string &text);
 // EMU_FAIL: the code for this launch (0: none), whether this allocation fails.
-CUresult planted_launch_failure(const char *kernel);
+CUresult planted_launch_failure(const char *kernel, int device);
 bool planted_allocation_failure();
 void say(const std::string &report); // to stderr, kept as the last report
 

@@ -277,7 +277,7 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
 
 void Driver::perform_launch(Device *device, const Command &c) {
     const std::uint64_t number = ++launches;
-    if (const CUresult code = planted_launch_failure(c.kernel->name)) {
+    if (const CUresult code = planted_launch_failure(c.kernel->name, device->index)) {
         fail(device, code, std::string("emulated device: planted failure of ") + c.kernel->name + "\n");
         return;
     }

@@ -352,6 +352,11 @@ void two_devices() {
     OK("cuMemcpyPeerAsync", there, other, a, context, Size(256), s);
     OK("cuStreamSynchronize", s);
     CHECK(peek(there, 1)[0] == 1.0f);
+    unsigned flags = 9;
+    OK("cuPointerGetAttribute", &flags, 16, there);
+    CHECK(flags == 0);
+    OK("cuPointerGetAttribute", &flags, 16, a);
+    CHECK(flags == 3);
     CHECK(launch("micro_reverse", there, a, 64, s) == SUCCESS);
     CHECK(call("cuStreamSynchronize", s) == ILLEGAL_ADDRESS);
     CHECK(holds(report(), "not enabled"));
@@ -360,6 +365,33 @@ void two_devices() {
     CHECK(launch("micro_reverse", there, a, 64, s) == SUCCESS);
     OK("cuStreamSynchronize", s);
     CHECK(peek(there, 1)[0] == 64.0f);
+    OK("cuPointerGetAttribute", &flags, 16, there);
+    CHECK(flags == 3);
+
+    // Rows of 4 floats, 5 apart there.
+    CUDA_MEMCPY3D_PEER rows{};
+    rows.srcMemoryType = rows.dstMemoryType = 2;
+    rows.srcDevice = a, rows.srcContext = context, rows.srcPitch = 16;
+    rows.dstDevice = there, rows.dstContext = other, rows.dstPitch = 20;
+    rows.WidthInBytes = 16, rows.Height = 3, rows.Depth = 1;
+    OK("cuMemcpy3DPeerAsync", &rows, s);
+    OK("cuStreamSynchronize", s);
+    const auto copied = peek(there, 15);
+    CHECK(copied[5] == 5.0f && copied[8] == 8.0f && copied[9] == 55.0f && copied[10] == 9.0f);
+    rows.Height = 14;
+    CHECK(call("cuMemcpy3DPeerAsync", &rows, s) == INVALID_VALUE);
+
+    // Peer access to the device is not access to its pool.
+    OK("cuCtxSetCurrent", other);
+    Pointer pooled = 0;
+    OK("cuMemAllocAsync", &pooled, Size(256), nullptr);
+    OK("cuCtxSetCurrent", context);
+    OK("cuPointerGetAttribute", &flags, 16, pooled);
+    CHECK(flags == 0);
+    CHECK(launch("micro_reverse", pooled, a, 64, s) == SUCCESS);
+    CHECK(call("cuStreamSynchronize", s) == ILLEGAL_ADDRESS);
+    CHECK(holds(report(), "from a pool"));
+    call("emu_heal");
 }
 
 void threads() {
