@@ -1,5 +1,6 @@
 //! The token embedding table, left in its file.
 
+#[cfg(feature = "cuda")]
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,8 +9,11 @@ use half::f16;
 
 use super::convert::RangePolicy;
 use super::dtype::DType;
+#[cfg(feature = "cuda")]
 use super::mapped::MappedFile;
-use super::tensor::{Layout, Tensor};
+#[cfg(feature = "cuda")]
+use super::tensor::Layout;
+use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
 /// The token embedding table `[rows, H]`, mapped: rows are converted to fp16 when they are asked for.
@@ -34,7 +38,7 @@ impl EmbeddingTable {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if it cannot be mapped or is too small.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "made by the CUDA benchmarks"))]
+    #[cfg(feature = "cuda")]
     pub(crate) fn map(path: &Path, dtype: DType, rows: usize, hidden: usize) -> Result<Self> {
         let file = Arc::new(MappedFile::open(path)?);
         let storage = 0..file.bytes().len();

@@ -11,9 +11,9 @@
 //! tower. Addresses in a captured graph are those of this arena alone; slots are read from a table that is
 //! uploaded before the replay, so one graph serves every prompt.
 //!
-//! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized,
-//! the tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no
-//! room for that, groups become smaller for good.
+//! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized, the
+//! tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no room for
+//! that, groups become smaller for good.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -43,7 +43,7 @@ use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
-pub(super) const MOST_IMAGES: usize = 12;
+pub(crate) const MOST_IMAGES: usize = 12;
 /// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
 const SLOT_BYTES: usize = 16 << 20;
 /// Slots of one group that the table has room for.
@@ -441,7 +441,7 @@ impl Drop for Arena {
     }
 }
 
-/// Workspace and both places for resized images, for as many images as there is room for; `most`, at most.
+/// The workspace, and both places for resized images, for as many images as there is room for, `most` at most.
 fn largest_group(
     stream: &Stream,
     config: &ModelConfig,

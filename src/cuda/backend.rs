@@ -49,8 +49,13 @@ impl CudaBackend {
         Ok((Self { devices, embedding, config: config.clone(), place, description }, report))
     }
 
-    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where
-    /// the rows for the host are, and what the text rows held that fp16 cannot.
+    /// What calls and sequences share.
+    pub(crate) fn devices(&self) -> &Shared {
+        &self.devices
+    }
+
+    /// Does everything a job asks for but the way back to the host, and waits for it. Says what it did, where the
+    /// rows for the host are, and what the text rows held that fp16 cannot.
     fn run_on_devices(
         &self,
         devices: &mut Devices,
@@ -68,11 +73,6 @@ impl CudaBackend {
                 Err(error)
             }
         }
-    }
-
-    /// The devices, which calls and sequences share.
-    pub(super) fn devices(&self) -> &Shared {
-        &self.devices
     }
 
     /// Enqueues everything a job asks for but the way back to the host; says what it did.

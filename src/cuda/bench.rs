@@ -467,8 +467,8 @@ impl Encode {
         let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
         file.write_all(bytemuck::cast_slice(&table)).map_err(failed)?;
         let embedding = EmbeddingTable::map(file.path(), DType::F16, config.vocab_size, config.hidden_size)?;
-        let gpus = vec![Gpu::open(0)?];
-        let (backend, _) = CudaBackend::new(gpus, config, Source::Host(&weights), embedding.clone())?;
+        let (backend, _) =
+            CudaBackend::new(vec![Gpu::open(0)?], config, Source::Host(&weights), embedding.clone())?;
         let devices = backend.devices().clone();
         let context = lock(&devices).primary.gpu().context.clone();
         let events = [Event::with_time(&context)?, Event::with_time(&context)?];

@@ -293,8 +293,8 @@ impl Peer {
     }
 }
 
-/// Sizes of the groups of a call, the largest first: at most `most` each, all of one size or one less, and as
-/// many for each device while there are images enough.
+/// Sizes of the groups of a call: at most `most` each, as many for each device as for any other while there are
+/// images enough, and all of one size or one less.
 pub(super) fn group_sizes(images: usize, devices: usize, most: usize) -> Vec<usize> {
     let (devices, most) = (devices.max(1), most.max(1));
     let groups = images.div_ceil(most).next_multiple_of(devices).min(images);

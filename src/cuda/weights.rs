@@ -5,12 +5,10 @@
 //!   tensors of the mapped checkpoint ─ ring ─▶ raw, as stored ─ convert ─▶      (and a report, band by band)
 //! ```
 
-use std::sync::Arc;
-
 use half::f16;
 
 use super::convert::{Convert, Stored};
-use super::driver::{Context, DeviceMemory, Span, Stream};
+use super::driver::{DeviceMemory, Span, Stream};
 use super::layer_norm::Norm;
 use super::linear::Layer;
 use super::matrix::{Matrix, VECTOR};
@@ -122,11 +120,6 @@ impl DeviceWeights {
     /// Bytes on the device.
     pub(crate) fn bytes(&self) -> usize {
         self.memory.bytes()
-    }
-
-    /// The context they are in.
-    pub(crate) fn context(&self) -> &Arc<Context> {
-        self.memory.context()
     }
 }
 

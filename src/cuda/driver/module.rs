@@ -86,11 +86,6 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Its name in the image.
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// The context it was loaded into.
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.module.context
