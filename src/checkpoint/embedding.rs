@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::f16;
 
 use super::convert::RangePolicy;
+#[cfg(feature = "cuda")]
 use super::dtype::DType;
 #[cfg(feature = "cuda")]
 use super::mapped::MappedFile;
