@@ -10,6 +10,7 @@ pub(crate) struct Image {
 }
 
 /// Bytes at an address where the driver may read words.
+#[cfg_attr(not(has_kernels), allow(dead_code, reason = "there is nothing to put there"))]
 #[repr(C, align(16))]
 struct Aligned<T>(T);
 
