@@ -505,7 +505,12 @@ fn open_backend(
         }),
     };
     if !gpus.is_empty() {
-        return cuda::open_backend(gpus, checkpoint, options.range_policy);
+        match cuda::open_backend(gpus, checkpoint, options.range_policy) {
+            Err(error @ Error::Device { .. }) if options.device == Device::Auto => {
+                tracing::warn!(%error, "the GPU cannot take the model, taking the CPU");
+            }
+            opened => return opened,
+        }
     }
     let (weights, report) = checkpoint.vision_weights(options.range_policy)?;
     let embedding = checkpoint.embedding().with_policy(options.range_policy);

@@ -224,6 +224,10 @@ fn auto_takes_the_gpu_where_there_is_one() {
     assert!(device("auto", &[]).as_str().unwrap().starts_with("cuda:0 (emulated"));
     assert!(device("cuda:1", &[("EMU_DEVICES", "2")]).as_str().unwrap().starts_with("cuda:1 (emulated"));
     assert!(device("auto", &[("EMU_DEVICES", "0")]).as_str().unwrap().starts_with("cpu ("));
+    assert!(
+        device("auto", &[("EMU_MEMORY", "500000")]).as_str().unwrap().starts_with("cpu ("),
+        "no room there"
+    );
 }
 
 #[test]
