@@ -32,18 +32,20 @@ pub(crate) fn vision_weights(
     let mut filled = Vec::new(); // the tensors, in the order of the fields
     let mut tasks = Vec::new(); // (tensor, first element, elements of the field)
     for (tensors, field) in stored.fields().into_iter().zip(weights.fields_mut()) {
+        let elements: usize = tensors.iter().map(|tensor| tensor.elements()).sum();
+        if elements != field.len() {
+            let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name()).collect();
+            let len = field.len();
+            return Err(Error::Internal(format!("{elements} elements of {names:?} for a field of {len}")));
+        }
         let mut rest = field.as_mut_slice();
         for &tensor in tensors {
-            let elements = tensor.elements().min(rest.len());
-            let (part, after) = rest.split_at_mut(elements);
+            let (part, after) = rest.split_at_mut(tensor.elements());
             tasks.extend(
                 part.chunks_mut(CHUNK).enumerate().map(|(c, chunk)| (filled.len(), c * CHUNK, chunk)),
             );
             filled.push(tensor);
             rest = after;
-        }
-        if !rest.is_empty() {
-            return Err(Error::Internal(format!("{} elements that no tensor fills", rest.len())));
         }
     }
 

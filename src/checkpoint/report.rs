@@ -31,8 +31,8 @@ pub struct GroupStats {
 
 /// What converting tower and projector did to their values.
 ///
-/// A GPU that converts counts what it cut to ±65504, and neither what became subnormal or zero nor the largest
-/// magnitudes: [`Checkpoint::inspect`](super::Checkpoint::inspect) has all of these.
+/// A GPU that converts looks for what does not fit alone: where it cut nothing, neither what became subnormal or
+/// zero nor the largest magnitude is counted. [`Checkpoint::inspect`](super::Checkpoint::inspect) has all of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ConversionReport {

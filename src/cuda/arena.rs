@@ -230,14 +230,11 @@ impl Arena {
     pub(crate) fn check(&mut self, rows: &Matrix, slots: &[Slot]) -> Result<RowChecks> {
         let bytes = [
             rows.rows * size_of::<RowCheck>(),
-            size_of_val(slots) / size_of::<Slot>() * size_of::<SlotRange>(),
+            slots.len() * size_of::<SlotRange>(),
             slots.len() * size_of::<f32>(),
         ];
-        let starts = [
-            0,
-            bytes[0].next_multiple_of(256),
-            bytes[0].next_multiple_of(256) + bytes[1].next_multiple_of(256),
-        ];
+        let second = bytes[0].next_multiple_of(256);
+        let starts = [0, second, second + bytes[1].next_multiple_of(256)];
         let span = self.checks.span(starts[2] + bytes[2])?;
         let part = |i: usize| span.slice(starts[i]..starts[i] + bytes[i]);
         let (checks, ranges, norms) = (part(0)?.cast()?, part(1)?, part(2)?.cast()?);

@@ -50,9 +50,7 @@ impl Growing {
             None => Ok(Span::NONE),
         }
     }
-}
 
-impl Growing {
     /// All of it, as it is.
     ///
     /// # Errors
