@@ -32,6 +32,7 @@ const GLOBAL_RACE: &str = "race in global memory";
 const UNSET: &str = "uninitialised shared memory";
 const BOUNDS: &str = "out of bounds";
 const SHARED_BOUNDS: &str = "shared memory out of bounds";
+const NOT_SHARED: &str = "not shared memory";
 const ALIGNMENT: &str = "misaligned address";
 const BARRIER: &str = "barrier divergence";
 const DIVERGENCE: &str = "warp divergence";

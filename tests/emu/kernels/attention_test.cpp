@@ -71,9 +71,19 @@ std::vector<fp16> test(const char *name, int shared, Case c, unsigned long long 
 }  // namespace
 
 int main() {
-    const Case cases[] = {{2, 2, 50, 0, 1},   {1, 1, 1, 0, 1},    {1, 2, 113, 8, 1.5}, {1, 1, 240, 0, 1},
-                          {1, 1, 340, 16, 2}, {1, 1, 224, 0, 12}, {1, 1, 130, 0, 60},  {1, 1, 250, 0, 0},
-                          {1, 1, 111, 0, 1},  {1, 1, 223, 0, 1}};
+    const Case cases[] = {
+        {2, 2, 50, 0, 1},
+        {1, 2, 113, 8, 1.5},
+        {4, 4, 1, 0, 60},  // half of the logits far below 0, and no other key
+        {1, 1, 1, 0, 1},
+        {1, 1, 111, 0, 1},
+        {1, 1, 223, 0, 1},
+        {1, 1, 224, 0, 12},
+        {1, 1, 130, 0, 60},
+        {1, 1, 240, 0, 1},
+        {1, 1, 250, 0, 0},
+        {1, 1, 340, 16, 2},
+    };
     for (const Case c : cases) {
         for (const unsigned long long seed : seeds(3)) {
             const auto few = test<attention, 64>("attention", SHARED_BYTES<1>, c, seed);

@@ -14,13 +14,14 @@ namespace {
 using Entry = void (*)(fp16 *, const void *, long long, int, long long, int, float, RangeReport *);
 
 // fp16 by long division: the nearest, the even one of two; what does not fit saturates.
-unsigned short expected(double x, int policy) {
+unsigned short expected(double x, int policy, double scale) {
     if (std::isnan(x)) {
         return 0x7fff;
     }
     if (policy == SATURATE) {
         x = std::fmax(-65504.0, std::fmin(65504.0, x));
     }
+    x *= scale;
     const double magnitude = std::fabs(x);
     unsigned bits = 0x7c00;
     if (magnitude < 65520) {
@@ -33,7 +34,8 @@ unsigned short expected(double x, int policy) {
 }
 
 template <auto kernel, class T> void test(const char *name, const std::vector<T> &values, long long rows,
-                                          int columns, int shift, int policy, unsigned long long seed) {
+                                          int columns, int shift, int policy, unsigned long long seed,
+                                          float scale = 1) {
     const long long out_pitch = round_up(columns, 8) + (shift ? 3 : 0);
     emu::Array<T> in(values.size() + shift);
     std::memcpy(in.get() + shift, values.data(), values.size() * sizeof(T));
@@ -45,7 +47,7 @@ template <auto kernel, class T> void test(const char *name, const std::vector<T>
     emu::harness_demand(
         emu::launch_seed<kernel>(name, seed, emu::Dim(static_cast<unsigned>((chunks + 255) / 256)),
                                  emu::Dim(256), 0, static_cast<Entry>(kernel), out.get() + shift,
-                                 in.get() + shift, rows, columns, out_pitch, policy, 1.0f, report.get()));
+                                 in.get() + shift, rows, columns, out_pitch, policy, scale, report.get()));
     unsigned long long first = NOTHING;
     unsigned count = 0;
     for (long long r = 0; r < rows; r++) {
@@ -62,7 +64,7 @@ template <auto kernel, class T> void test(const char *name, const std::vector<T>
             if (first == NOTHING && (std::isnan(x) || (beyond && policy == REFUSE))) {
                 first = at;
             }
-            demand(got == expected(x, policy), std::string(name) + " of " + std::to_string(x));
+            demand(got == expected(x, policy, scale), std::string(name) + " of " + std::to_string(x));
         }
     }
     demand(report[0].first == first && report[0].count == count, std::string(name) + ": the report");
@@ -87,15 +89,20 @@ int main() {
             floats.push_back(y);
         }
     }
+    const std::vector<float> few(floats.end() - 58800, floats.end());
+    std::vector<float> lone(48, 1.0f);  // a NaN among numbers that fit
+    lone[37] = NAN;
     for (const unsigned long long seed : seeds(2)) {
         for (const int policy : {REFUSE, SATURATE}) {
+            test<convert_f32>("convert_f32", lone, 2, 24, 0, policy, seed);
+            test<convert_f32>("convert_f32", few, 100, 588, 0, policy, seed, 0.125f);
+            test<convert_bf16>("convert_bf16", brain, 3855, 17, 0, policy, seed);
+            test<convert_bf16>("convert_bf16", brain, 3855, 17, 1, policy, seed);
             test<convert_bf16>("convert_bf16", brain, 64, 1024, 0, policy, seed);
             test<convert_f16>("convert_f16", halves, 64, 1024, 0, policy, seed);
-            test<convert_f32>("convert_f32", floats, 31, 5120, 0, policy, seed);
-            test<convert_bf16>("convert_bf16", brain, 3855, 17, 1, policy, seed);
             test<convert_f16>("convert_f16", halves, 1, 65535, 1, policy, seed);
+            test<convert_f32>("convert_f32", floats, 31, 5120, 0, policy, seed);
             test<convert_f32>("convert_f32", floats, 248 * 5, 128, 1, policy, seed);
-            test<convert_f32>("convert_f32", floats, 100, 588, 0, policy, seed);
         }
     }
     return 0;

@@ -62,20 +62,20 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
     // Slots: image i fills i % 3 of them, the last one cut short.
     std::vector<int> begin{0};
     std::vector<SlotRows> slots;
-    const int slot_pitch = c.n + c.out_extra;
-    emu::Array<fp16> sequence(static_cast<std::size_t>(2 * images + 1) * c.group * slot_pitch + c.shift);
+    emu::Array<fp16> sequence(static_cast<std::size_t>(2 * images + 1) * c.group * (pitch + 8) + c.shift);
     std::vector<int> image_of;
     for (int image = 0; image < images; image++) {
         for (int s = 0; s < (image + 1) % 3; s++) {
             fp16 *first =
-                sequence.get() + c.shift + slots.size() * static_cast<std::size_t>(c.group * slot_pitch);
-            slots.push_back(SlotRows{first, slot_pitch, s == 1 ? c.group - 1 : c.group, 0});
+                sequence.get() + c.shift + slots.size() * static_cast<std::size_t>(c.group * (pitch + 8));
+            // Sequences of different pitches, none that of `out`.
+            slots.push_back(SlotRows{first, pitch + 8 - s, s == 1 ? c.group - 1 : c.group, 0});
             image_of.push_back(image);
         }
         begin.push_back(static_cast<int>(slots.size()));
     }
     if (slots.empty()) {
-        slots.push_back(SlotRows{sequence.get(), slot_pitch, 0, 0});
+        slots.push_back(SlotRows{sequence.get(), pitch, 0, 0});
     }
     emu::Array<SlotRows> slot_table(slots);
     emu::Array<int> slot_begin(begin);
@@ -128,7 +128,7 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
                 for (int s = begin[image]; s < begin[image + 1]; s++) {
                     if (patch < slots[s].rows) {
                         compare(slots[s].first - sequence.get() +
-                                    static_cast<std::size_t>(patch) * slot_pitch + n,
+                                    static_cast<std::size_t>(patch * slots[s].pitch) + n,
                                 with_bias);
                     }
                 }

@@ -25,7 +25,9 @@ void test(int count, int hidden, int pitch, int shift, unsigned long long seed) 
             const int at = random.below(hidden);
             const unsigned short bad[] = {0x7c00, 0xfc00, 0x7e00, 0x7d5a};
             row[at].bits = bad[r / 3 % 4];
-            row[hidden - 1].bits = r % 2 ? 0x7c00 : row[hidden - 1].bits;
+            for (const int later : {std::min(at + 1, hidden - 1), hidden - 1}) {  // in its chunk; far off
+                row[later].bits = r % 2 && later > at ? 0x7c00 : row[later].bits;
+            }
             check = {at, row[at].bits == 0x7d5a, NAN};
         }
         expected.push_back(check);
@@ -59,7 +61,7 @@ void test(int count, int hidden, int pitch, int shift, unsigned long long seed) 
 int main() {
     for (const unsigned long long seed : seeds(3)) {
         test(30, 64, 64, 0, seed), test(97, 17, 19, 1, seed), test(6, 4096, 4096, 0, seed),
-            test(6, 300, 301, 0, seed);
+            test(6, 300, 301, 0, seed), test(6, 300, 304, 0, seed);
     }
     return 0;
 }
