@@ -17,12 +17,10 @@ mod linear;
 mod pixels;
 mod rows;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A comparison of the kernel's test; the others are kinds of reports of the emulated device.
 const WRONG: &str = "FAILED";
@@ -91,26 +89,36 @@ fn root() -> &'static Path {
 
 /// No report and no wrong value, from the same program that finds the mutants.
 fn passes(program: &str) {
-    let built = build(program, "as_it_is", |_, text| text);
+    let built = tools().program(&tools().folder.join(program).join("as_it_is"), &[test_object(program)]);
     let seeds = seeds(0..8);
     let output = run(&built, &format!("{}..{}", seeds.start, seeds.end));
     assert!(output.status.success(), "{program}, {}: {}", output.status, said(&output));
 }
 
 fn is_caught(mutant: &Mutant) {
-    let built = build(mutant.program, mutant.name, |file, text| {
-        if file == mutant.file { mutant.edits.iter().fold(text, |text, edit| edited(mutant, &text, edit)) } else { text }
-    });
+    let folder = tools().folder.join(mutant.program).join(mutant.name);
+    let objects = [mutated_object(mutant, &folder), test_object(mutant.program)];
+    let built = tools().program(&folder.join("test"), &objects);
     let mut missed = String::new();
     for seed in seeds(0..4) {
         let output = run(&built, &seed.to_string());
         let said = said(&output);
-        let words = said.lines().find_map(|line| Some(line.strip_prefix("emulated device: ").unwrap_or(line).split_once(": ")?.0));
+        let words = said.lines().find_map(|line| {
+            Some(line.strip_prefix("emulated device: ").unwrap_or(line).split_once(": ")?.0)
+        });
         let found = said.lines().find_map(|line| {
             let line = line.strip_prefix("emulated device: ").unwrap_or(line);
-            mutant.means.iter().find(|means| line.strip_prefix(**means).is_some_and(|rest| rest.starts_with(": ")))
+            mutant
+                .means
+                .iter()
+                .find(|means| line.strip_prefix(**means).is_some_and(|rest| rest.starts_with(": ")))
         });
-        println!("{} {}, seed {seed}: {}", mutant.program, mutant.name, found.or(words.as_ref()).unwrap_or(&"nothing"));
+        println!(
+            "{} {}, seed {seed}: {}",
+            mutant.program,
+            mutant.name,
+            found.or(words.as_ref()).unwrap_or(&"nothing")
+        );
         if found.is_none() || output.status.code() != Some(1) {
             missed += &format!("\nseed {seed}, {}: {said}", output.status);
         }
@@ -139,51 +147,59 @@ fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
 }
 
-/// Compiles a program with the kernels as `change(file, text)` leaves them, if anything it is made of is newer.
-fn build(program: &str, name: &str, change: impl Fn(&str, String) -> String) -> PathBuf {
-    let tools = tools();
-    let folder = tools.folder.join(program).join(name);
-    fs::create_dir_all(&folder).unwrap();
-    let (test, epilogue) = match program.strip_prefix("linear_") {
-        Some(epilogue) => ("linear", Some(format!("-DEPILOGUES=TEST({}, {program});", epilogue.to_uppercase()))),
-        None => (program, None),
-    };
+/// The kernel's own test, compiled once.
+fn test_object(program: &str) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (stem, epilogue) = stem_and_epilogue(program);
+    let source = root().join("tests/emu/kernels").join(format!("{stem}_test.cpp"));
+    let mut flags = vec!["-Ikernels".to_owned()];
+    flags.extend(
+        epilogue.map(|epilogue| format!("-DEPILOGUES=TEST({}, {program});", epilogue.to_uppercase())),
+    );
+    tools().object(&tools().folder.join(program).join("test.o"), &source, &flags)
+}
+
+/// The kernel's source with the fault in it. Its entry points come before those that the test's object has.
+fn mutated_object(mutant: &Mutant, folder: &Path) -> PathBuf {
+    fs::create_dir_all(folder).unwrap();
+    let mut found = false;
     for entry in fs::read_dir(root().join("kernels")).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
         if !file.ends_with(".cu") && !file.ends_with(".cuh") {
             continue;
         }
-        let mut text = change(&file, fs::read_to_string(root().join("kernels").join(&file)).unwrap());
-        if epilogue.is_some() && file == "linear_sm80.cu" {
-            text = entries_of(program, &text);
+        let mut text = fs::read_to_string(root().join("kernels").join(&file)).unwrap();
+        if file == mutant.file {
+            text = mutant.edits.iter().fold(text, |text, edit| edited(mutant, &text, edit));
+            found = true;
+        }
+        if file == "linear_sm80.cu" {
+            text = entries_of(mutant.program, &text);
         }
         let copy = folder.join(&file);
         if fs::read(&copy).ok().as_deref() != Some(text.as_bytes()) {
             fs::write(&copy, text).unwrap();
         }
     }
-    let mut arguments: Vec<OsString> = vec!["-include".into(), tools.first.clone().into()];
-    arguments.extend(epilogue.map(OsString::from));
-    let mut kernels = OsString::from("-I");
-    kernels.push(&folder);
-    arguments.extend([kernels, "-Ikernels".into(), "-c".into()]);
-    arguments.push(format!("tests/emu/kernels/{test}_test.cpp").into());
-
-    let built = folder.join("test");
-    let key = format!("{:?} {:?}", tools.flags, arguments);
-    if !fresh(&built, &key) || modified(&tools.engine) > modified(&built) {
-        let object = folder.join("test.o");
-        tools.compile(&built, &object, &arguments);
-        let mut link = Command::new(&tools.compiler);
-        link.arg(&object).arg(&tools.engine).args(["-ldl", "-lpthread", "-o"]).arg(&built);
-        finish(&mut link);
-        fs::remove_file(object).unwrap();
-        fs::write(built.with_extension("key"), key).unwrap();
-    }
-    built
+    assert!(found, "{}: no kernels/{}", mutant.name, mutant.file);
+    let (stem, _) = stem_and_epilogue(mutant.program);
+    let kernels = [format!("{stem}.cu"), format!("{stem}_sm80.cu")].map(|file| folder.join(file));
+    // Functions that no kernel file shows have their kernel in the test.
+    let test = root().join("tests/emu/kernels").join(format!("{stem}_test.cpp"));
+    let source = kernels.into_iter().find(|file| file.exists()).unwrap_or(test);
+    tools().object(
+        &folder.join("kernel.o"),
+        &source,
+        &[format!("-I{}", folder.display()), "-Ikernels".to_owned()],
+    )
 }
 
-/// linear_sm80.cu without the entry points of other programs, which are most of what there is to compile.
+fn stem_and_epilogue(program: &str) -> (&str, Option<&str>) {
+    program.strip_prefix("linear_").map_or((program, None), |epilogue| ("linear", Some(epilogue)))
+}
+
+/// linear_sm80.cu without the entry points of other epilogues, which are most of what there is to compile.
 fn entries_of(program: &str, text: &str) -> String {
     const ENTRY: &str = "extern \"C\"";
     let mut parts = text.split(ENTRY);
@@ -195,15 +211,13 @@ fn entries_of(program: &str, text: &str) -> String {
     kept
 }
 
-/// What every mutant is compiled with.
 struct Tools {
-    compiler: OsString,
+    compiler: String,
+    /// Those of the emulated device, but for speed: less optimisation, no lines in reports.
     flags: Vec<String>,
+    engine: PathBuf,
     /// `target/emu/mutants`
     folder: PathBuf,
-    engine: PathBuf,
-    /// What does not depend on the kernel, compiled once: half of the time.
-    first: PathBuf,
 }
 
 fn tools() -> &'static Tools {
@@ -211,56 +225,57 @@ fn tools() -> &'static Tools {
     TOOLS.get_or_init(|| {
         finish(Command::new("bash").arg("tests/emu/build").env("EMU_ENGINE_ONLY", "1").current_dir(root()));
         let emu = root().join("target/emu");
-        let folder = emu.join("mutants");
-        fs::create_dir_all(&folder).unwrap();
-        let mut flags: Vec<String> =
-            fs::read_to_string(emu.join("flags")).unwrap().lines().map(str::to_owned).collect();
-        flags.extend(["-O1", "-g0", "-w", "-Itests/emu"].map(str::to_owned));
-        let tools = Tools {
-            compiler: std::env::var_os("CXX").unwrap_or_else(|| "g++".into()),
-            flags,
-            first: folder.join("first.h"),
+        let flags = fs::read_to_string(emu.join("flags")).unwrap();
+        let faster = ["-O1", "-g0", "-w", "-Itests/emu"];
+        Tools {
+            compiler: std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned()),
+            flags: flags.lines().chain(faster).map(str::to_owned).collect(),
             engine: emu.join("libengine.a"),
-            folder,
-        };
-        let first = "#include <algorithm>\n#include <cmath>\n#include <random>\n#include \"harness.h\"\n";
-        if fs::read_to_string(&tools.first).ok().as_deref() != Some(first) {
-            fs::write(&tools.first, first).unwrap();
+            folder: emu.join("mutants"),
         }
-        let header = tools.folder.join("first.h.gch");
-        let arguments: [OsString; 3] = ["-x".into(), "c++-header".into(), tools.first.clone().into()];
-        let key = format!("{:?}", tools.flags);
-        if !fresh(&header, &key) {
-            tools.compile(&header, &header, &arguments);
-            fs::write(header.with_extension("key"), key).unwrap();
-        }
-        tools
     })
 }
 
 impl Tools {
-    /// Compiles to `object`, and notes beside `built` which files were read.
-    fn compile(&self, built: &Path, object: &Path, arguments: &[OsString]) {
+    /// Compiles, unless that was done with these flags, after all that was read then.
+    fn object(&self, object: &Path, source: &Path, flags: &[String]) -> PathBuf {
+        fs::create_dir_all(object.parent().unwrap()).unwrap();
+        let read = object.with_extension("d");
         let mut command = Command::new(&self.compiler);
-        command.args(&self.flags).args(arguments).arg("-MMD").arg("-MF").arg(built.with_extension("d"));
-        finish(command.arg("-o").arg(object).current_dir(root()));
+        command.args(&self.flags).args(flags).arg("-MMD").arg("-MF").arg(&read).args(["-x", "c++", "-c"]);
+        command.arg(source).arg("-o").arg(object).current_dir(root());
+        let (line, lines) = (format!("{command:?}"), object.with_extension("cmd"));
+        let same = fs::read_to_string(&lines).is_ok_and(|before| before == line);
+        if !same || !fs::read_to_string(&read).is_ok_and(|read| newer(object, &named(&read))) {
+            finish(&mut command);
+            fs::write(lines, line).unwrap();
+        }
+        object.to_owned()
+    }
+
+    /// Links, where the first of equal names counts.
+    fn program(&self, program: &Path, objects: &[PathBuf]) -> PathBuf {
+        let mut parts = objects.to_vec();
+        parts.push(self.engine.clone());
+        if !newer(program, &parts) {
+            let mut command = Command::new(&self.compiler);
+            command.arg("-Wl,-z,muldefs").args(&parts).args(["-ldl", "-lpthread", "-o"]);
+            finish(command.arg(program));
+        }
+        program.to_owned()
     }
 }
 
-/// Whether `built` was made with this key and after all that it was made of.
-fn fresh(built: &Path, key: &str) -> bool {
-    let (Some(made), Ok(files)) = (modified(built), fs::read_to_string(built.with_extension("d"))) else {
-        return false;
-    };
-    let known = fs::read_to_string(built.with_extension("key"));
-    let (_, files) = files.split_once(':').unwrap();
-    let mut files = files.split_whitespace().filter(|word| *word != "\\");
-    known.is_ok_and(|known| known == key)
-        && files.all(|file| modified(&root().join(file)).is_some_and(|time| time <= made))
+/// The files that a make rule of the compiler names.
+fn named(rule: &str) -> Vec<PathBuf> {
+    let files = rule.split_once(':').map_or("", |(_, files)| files).split_whitespace();
+    files.filter(|word| *word != "\\").map(|file| root().join(file)).collect()
 }
 
-fn modified(file: &Path) -> Option<SystemTime> {
-    fs::metadata(file).and_then(|data| data.modified()).ok()
+/// Whether `made` is there, and no older than any of these.
+fn newer(made: &Path, parts: &[PathBuf]) -> bool {
+    let time = |file: &Path| fs::metadata(file).and_then(|data| data.modified()).ok();
+    time(made).is_some_and(|made| parts.iter().all(|part| time(part).is_some_and(|part| part <= made)))
 }
 
 fn finish(command: &mut Command) {

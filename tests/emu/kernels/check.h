@@ -30,10 +30,27 @@ struct Random {
     int below(int n) { return static_cast<int>(engine() % static_cast<unsigned long long>(n)); }
 };
 
-inline void demand(bool good, const std::string &what) {
+[[noreturn]] inline void fail(const std::string &what) {
+    std::printf("FAILED: %s\n", what.c_str());
+    std::exit(1);
+}
+inline void demand(bool good, const char *what, const char *of = "") {
     if (!good) {
-        std::printf("FAILED: %s\n", what.c_str());
-        std::exit(1);
+        fail(std::string(what) + " " + of);
+    }
+}
+
+// The inner loops of references, without the emulated device's hooks, which would cost more than the kernels.
+__attribute__((no_sanitize("thread"))) inline double dot(const double *a, const double *b, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        sum += a[i] * b[i];
+    }
+    return sum;
+}
+__attribute__((no_sanitize("thread"))) inline void add_scaled(double *to, double by, const double *from, int n) {
+    for (int i = 0; i < n; i++) {
+        to[i] += by * from[i];
     }
 }
 

@@ -105,11 +105,7 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
             row[i] = value(a[(c.skip ? m + m / c.group + 1 : m) * a_pitch + i]);
         }
         for (int n = 0; n < c.n; n++) {
-            double sum = 0;
-            for (int i = 0; i < c.k; i++) {
-                sum += row[i] * weight[n * c.k + i];
-            }
-            sums[m * c.n + n] = sum;
+            sums[m * c.n + n] = dot(row.data(), weight.data() + n * c.k, c.k);
         }
     }
     Errors errors;
@@ -147,12 +143,11 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
         }
     }
     for (std::size_t i = 0; i < got.size(); i++) {
-        demand(got[i].bits == expected_rest[i].bits,
-               std::string(name) + " wrote where nothing is to be written");
+        demand(got[i].bits == expected_rest[i].bits, "nothing written between and beyond rows:", name);
     }
     std::printf("%-26s m %3d n %3d k %3d seed %llu: %.3f ulp, %.2e\n", name, c.m, c.n, c.k, seed,
                 errors.worst, errors.relative());
-    demand(errors.worst <= 0.52 && errors.relative() < 4e-4, name);
+    demand(errors.worst <= 0.52 && errors.relative() < 4e-4, "close:", name);
     return got;
 }
 
