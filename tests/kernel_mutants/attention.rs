@@ -36,6 +36,8 @@ mutants! { attention:
         "head = block_y() * HS;" => "head = 0;";
 
     // Tails.
+    mask_forgotten: "attention_sm80.cu", WRONG,
+        "if (key + KEYS > tokens) {" => "if (false) {";
     mask_one_key_late: "attention_sm80.cu", WRONG,
         "c % 2 >= keys" => "c % 2 > keys";
     keys_beyond_the_end_not_zero: "attention_sm80.cu", BOUNDS | WRONG,
@@ -46,8 +48,12 @@ mutants! { attention:
         "if (first + row < tokens)" => "if (first + row <= tokens)";
 
     // The softmax.
+    scale_without_log2_e: "attention_sm80.cu", WRONG,
+        "SCALE = 0.125f * LOG2_E" => "SCALE = 0.125f";
     maximum_not_shared: "attention_sm80.cu", WRONG,
         "top = max_f32(top, shuffle_xor(top, 2));" => "";
+    maximum_of_this_tile_alone: "attention_sm80.cu", WRONG,
+        "max_f32(rows.top[i][half], top * SCALE)" => "top * SCALE";
     maximum_starts_at_zero: "attention_sm80.cu", WRONG,
         "rows.top[i][0] = rows.top[i][1] = bits_to_f32(0xff800000u);" => "rows.top[i][0] = rows.top[i][1] = 0.0f;";
     output_does_not_decay: "attention_sm80.cu", WRONG,

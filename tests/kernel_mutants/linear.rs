@@ -30,6 +30,8 @@ mutants! { linear_bias:
     matrices_of_w_in_the_order_of_a: "linear_sm80.cu", WRONG,
         "lane() / 16 * 8 + lane() % 8, b_chunk = lane() / 8 % 2" =>
         "lane() / 8 % 2 * 8 + lane() % 8, b_chunk = lane() / 16";
+    columns_of_a_fragment_not_doubled: "linear_sm80.cu", ALIGNMENT,
+        "Tile::WARP_N + lane() % 4 * 2;" => "Tile::WARP_N + lane() % 4;";
     sums_start_anywhere: "linear_sm80.cu", WRONG,
         "Accumulators<Tile> acc = {};" => "Accumulators<Tile> acc;";
     tile_rows_and_columns_swapped: "linear.cuh", WRONG,
@@ -110,6 +112,9 @@ mutants! { linear_scatter:
         "if (patch < to.rows)" => "if (patch <= to.rows)";
     pitch_of_out_for_slots: "linear.cuh", WRONG | GLOBAL_RACE | BOUNDS,
         "to.first + patch * to.pitch + column" => "to.first + patch * args.out_pitch + column";
+    image_and_patch_swapped: "linear.cuh", WRONG | BOUNDS,
+        "const int image = row / args.group, patch = row - image * args.group;\n        const int end" =>
+        "const int patch = row / args.group, image = row - patch * args.group;\n        const int end";
     row_of_all_images_for_patch: "linear.cuh", WRONG | GLOBAL_RACE | BOUNDS,
         "to.first + patch * to.pitch + column" => "to.first + row * to.pitch + column";
 }

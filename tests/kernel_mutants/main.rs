@@ -67,6 +67,7 @@ macro_rules! mutants {
                 crate::passes(stringify!($program));
             }
             $(
+                $(#[$doc])*
                 #[test]
                 fn $name() {
                     crate::is_caught(&crate::Mutant {
@@ -95,6 +96,20 @@ fn passes(program: &str) {
     assert!(output.status.success(), "{program}, {}: {}", output.status, said(&output));
 }
 
+#[test]
+fn every_file_has_mutants() {
+    let tables = [
+        include_str!("attention.rs"),
+        include_str!("linear.rs"),
+        include_str!("pixels.rs"),
+        include_str!("rows.rs"),
+    ]
+    .concat();
+    for file in kernel_files().filter(|file| file != "ptx.cuh") {
+        assert!(tables.contains(&format!(": \"{file}\", ")), "kernels/{file}");
+    }
+}
+
 fn is_caught(mutant: &Mutant) {
     let folder = tools().folder.join(mutant.program).join(mutant.name);
     let objects = [mutated_object(mutant, &folder), test_object(mutant.program)];
@@ -103,27 +118,21 @@ fn is_caught(mutant: &Mutant) {
     for seed in seeds(0..4) {
         let output = run(&built, &seed.to_string());
         let said = said(&output);
-        let words = said.lines().find_map(|line| {
-            Some(line.strip_prefix("emulated device: ").unwrap_or(line).split_once(": ")?.0)
-        });
-        let found = said.lines().find_map(|line| {
-            let line = line.strip_prefix("emulated device: ").unwrap_or(line);
-            mutant
-                .means
-                .iter()
-                .find(|means| line.strip_prefix(**means).is_some_and(|rest| rest.starts_with(": ")))
-        });
-        println!(
-            "{} {}, seed {seed}: {}",
-            mutant.program,
-            mutant.name,
-            found.or(words.as_ref()).unwrap_or(&"nothing")
-        );
-        if found.is_none() || output.status.code() != Some(1) {
+        let ended = ending(&said);
+        println!("{} {}, seed {seed}: {}", mutant.program, mutant.name, ended.unwrap_or("nothing"));
+        if output.status.code() != Some(1) || !ended.is_some_and(|means| mutant.means.contains(&means)) {
             missed += &format!("\nseed {seed}, {}: {said}", output.status);
         }
     }
     assert!(missed.is_empty(), "{} is not caught by {:?}:{missed}", mutant.name, mutant.means);
+}
+
+/// What ended a run: the kind of the report, or WRONG.
+fn ending(said: &str) -> Option<&str> {
+    said.lines().find_map(|line| match line.strip_prefix("emulated device: ") {
+        Some(report) => report.split_once(": ").map(|(kind, _)| kind),
+        None => line.starts_with("FAILED: ").then_some(WRONG),
+    })
 }
 
 fn edited(mutant: &Mutant, text: &str, (old, new): &(&str, &str)) -> String {
@@ -164,11 +173,7 @@ fn test_object(program: &str) -> PathBuf {
 fn mutated_object(mutant: &Mutant, folder: &Path) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
     let mut found = false;
-    for entry in fs::read_dir(root().join("kernels")).unwrap() {
-        let file = entry.unwrap().file_name().into_string().unwrap();
-        if !file.ends_with(".cu") && !file.ends_with(".cuh") {
-            continue;
-        }
+    for file in kernel_files() {
         let mut text = fs::read_to_string(root().join("kernels").join(&file)).unwrap();
         if file == mutant.file {
             text = mutant.edits.iter().fold(text, |text, edit| edited(mutant, &text, edit));
@@ -193,6 +198,13 @@ fn mutated_object(mutant: &Mutant, folder: &Path) -> PathBuf {
         &source,
         &[format!("-I{}", folder.display()), "-Ikernels".to_owned()],
     )
+}
+
+/// The names of `kernels/*.cu` and `*.cuh`.
+fn kernel_files() -> impl Iterator<Item = String> {
+    let names = fs::read_dir(root().join("kernels")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = names.map(|name| name.into_string().unwrap());
+    names.filter(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
 }
 
 fn stem_and_epilogue(program: &str) -> (&str, Option<&str>) {
@@ -243,11 +255,12 @@ impl Tools {
         let read = object.with_extension("d");
         let mut command = Command::new(&self.compiler);
         command.args(&self.flags).args(flags).arg("-MMD").arg("-MF").arg(&read).args(["-x", "c++", "-c"]);
-        command.arg(source).arg("-o").arg(object).current_dir(root());
+        command.arg(source).arg("-o").arg(unfinished(object)).current_dir(root());
         let (line, lines) = (format!("{command:?}"), object.with_extension("cmd"));
         let same = fs::read_to_string(&lines).is_ok_and(|before| before == line);
         if !same || !fs::read_to_string(&read).is_ok_and(|read| newer(object, &named(&read))) {
             finish(&mut command);
+            fs::rename(unfinished(object), object).unwrap();
             fs::write(lines, line).unwrap();
         }
         object.to_owned()
@@ -259,11 +272,17 @@ impl Tools {
         parts.push(self.engine.clone());
         if !newer(program, &parts) {
             let mut command = Command::new(&self.compiler);
-            command.arg("-Wl,-z,muldefs").args(&parts).args(["-ldl", "-lpthread", "-o"]);
-            finish(command.arg(program));
+            command.args(["-s", "-Wl,-z,muldefs"]).args(&parts).args(["-ldl", "-lpthread", "-o"]);
+            finish(command.arg(unfinished(program)));
+            fs::rename(unfinished(program), program).unwrap();
         }
         program.to_owned()
     }
+}
+
+/// Where something is made that has its name only when it is whole.
+fn unfinished(made: &Path) -> PathBuf {
+    made.with_extension("new")
 }
 
 /// The files that a make rule of the compiler names.

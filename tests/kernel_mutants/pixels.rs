@@ -7,6 +7,9 @@ mutants! { resize:
         "START = 1 << (PRECISION - 1)" => "START = 0";
     not_clipped_above: "resize.cu", WRONG,
         "value < 0 ? 0 : value > 255 ? 255 : value" => "value < 0 ? 0 : value";
+    blocks_swapped: "resize.cu", WRONG | BOUNDS,
+        "x = block_y() * THREADS + thread_x(), row = block_x() * ROWS" =>
+        "x = block_x() * THREADS + thread_x(), row = block_y() * ROWS";
     pixel_guard_one_late: "resize.cu", BOUNDS,
         "if (x >= width_out)" => "if (x > width_out)";
     rows_beyond_the_end: "resize.cu", BOUNDS,
@@ -29,6 +32,8 @@ mutants! { resize:
 mutants! { patches:
     table_barrier_deleted: "patches.cu", RACE | UNSET,
         "block_barrier();  // the table" => "// the table";
+    half_of_the_table: "patches.cu", UNSET,
+        "if (thread_x() < TABLE_BYTES / 16) {" => "if (thread_x() < TABLE_BYTES / 32) {";
     table_beyond_the_launch: "patches.cu", BOUNDS | SHARED_BOUNDS,
         "if (thread_x() < TABLE_BYTES / 16) {" => "if (thread_x() <= TABLE_BYTES / 16) {";
     threads_leave_before_the_barrier: "patches.cu", BARRIER,

@@ -18,6 +18,8 @@ mutants! { activation:
 }
 
 mutants! { layer_norm:
+    eps_outside_the_root: "layer_norm.cu", WRONG,
+        "sqrt_rn(variance + eps)" => "(sqrt_rn(variance) + eps)";
     eps_of_another_model: "layer_norm.cu", WRONG,
         "sqrt_rn(variance + eps)" => "sqrt_rn(variance + 1e-6f)";
     unbiased_variance: "layer_norm.cu", WRONG,
@@ -66,6 +68,8 @@ mutants! { convert:
         "fits && x[i] <= FP16_MAX &&" => "fits && x[i] < FP16_MAX &&";
     nan_fits: "range.cuh", WRONG,
         "fits && x[i] <= FP16_MAX && x[i] >= -FP16_MAX" => "fits && !(x[i] > FP16_MAX || x[i] < -FP16_MAX)";
+    sign_lost_by_saturation: "range.cuh", WRONG,
+        "x[i] > 0.0f ? FP16_MAX : -FP16_MAX" => "FP16_MAX";
     nan_saturates: "range.cuh", WRONG,
         "(nan || (beyond && policy == REFUSE))" => "(beyond && policy == REFUSE)";
     last_of_a_chunk_reported: "range.cuh", WRONG,
@@ -84,6 +88,8 @@ mutants! { convert:
 }
 
 mutants! { embed_tokens:
+    negative_ids_read: "embed_tokens.cu", BOUNDS,
+        "row.id < 0 || " => "";
     id_guard_one_late: "embed_tokens.cu", BOUNDS,
         "row.id >= vocab" => "row.id > vocab";
     threads_overlap: "embed_tokens.cu", GLOBAL_RACE,
@@ -99,10 +105,14 @@ mutants! { embed_tokens:
 }
 
 mutants! { verify:
+    infinities_pass: "verify.cu", WRONG,
+        "(bits & MAGNITUDE) >= INFINITE" => "(bits & MAGNITUDE) > INFINITE";
     last_bad_channel_reported: "verify.cu", WRONG,
         "INFINITE && column + i < bad" => "INFINITE";
     bad_channel_of_one_lane: "verify.cu", WRONG,
         "bad = other < bad ? other : bad;" => "";
+    poison_of_one_lane: "verify.cu", WRONG,
+        "poisoned = warp_any(poisoned);" => "";
     any_nan_is_poison: "verify.cu", WRONG,
         "poisoned || bits == POISON" => "poisoned || bits >= POISON";
     row_guard_forgotten: "verify.cu", BOUNDS,

@@ -147,7 +147,8 @@ std::vector<fp16> test(const char *name, Case c, unsigned long long seed) {
     }
     std::printf("%-26s m %3d n %3d k %3d seed %llu: %.3f ulp, %.2e\n", name, c.m, c.n, c.k, seed,
                 errors.worst, errors.relative());
-    demand(errors.worst <= 0.52 && errors.relative() < 4e-4, "close:", name);
+    // Of one element alone, rounding may cost 2^-11.
+    demand(errors.worst <= 0.52 && errors.relative() < (c.m * c.n > 1 ? 4e-4 : 5e-4), "close:", name);
     return got;
 }
 
