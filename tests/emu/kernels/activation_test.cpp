@@ -39,7 +39,8 @@ int main() {
         emu::harness_demand(
             EMU_LAUNCH_SEED(seed, activate, (16), (32), 0, quick.get(), exact.get(), 0x1p100f));
         for (int i = 0; i < 65536; i++) {
-            const double x = value(fp16{static_cast<unsigned short>(i)}), all_or_nothing = x > 0 ? INFINITY : 0;
+            const double x = value(fp16{static_cast<unsigned short>(i)});
+            const double all_or_nothing = x > 0 ? INFINITY : 0;
             demand(!std::isfinite(x) || (value(half(quick[i])) == all_or_nothing &&
                                          value(half(exact[i])) == all_or_nothing),
                    "sums beyond fp16");

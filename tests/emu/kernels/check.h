@@ -48,7 +48,8 @@ __attribute__((no_sanitize("thread"))) inline double dot(const double *a, const 
     }
     return sum;
 }
-__attribute__((no_sanitize("thread"))) inline void add_scaled(double *to, double by, const double *from, int n) {
+__attribute__((no_sanitize("thread"))) inline void add_scaled(double *to, double by, const double *from,
+                                                               int n) {
     for (int i = 0; i < n; i++) {
         to[i] += by * from[i];
     }

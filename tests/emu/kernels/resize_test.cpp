@@ -55,7 +55,8 @@ unsigned char clipped(long long sum) {
 void resize(int w, int h, int w_out, int h_out, int gap, int out_gap, unsigned long long seed) {
     Random random(seed);
     const Axis across(w, w_out), down(h, h_out);
-    const int in_pitch = 3 * w + gap, mid_pitch = round_up(3 * w_out, 4) + gap, out_pitch = 3 * w_out + out_gap;
+    const int in_pitch = 3 * w + gap, mid_pitch = round_up(3 * w_out, 4) + gap,
+              out_pitch = 3 * w_out + out_gap;
     emu::Array<unsigned char> in(static_cast<std::size_t>(h) * in_pitch, 0);
     emu::Array<unsigned char> mid(static_cast<std::size_t>(h) * mid_pitch, 0xaa);
     emu::Array<unsigned char> out(static_cast<std::size_t>(h_out) * out_pitch, 0x55);
