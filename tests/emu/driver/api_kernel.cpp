@@ -51,7 +51,7 @@ CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, un
     c.grid = grid;
     c.block = block;
     c.shared_bytes = shared;
-    const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}};
+    const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}, {}};
     const std::string wrong = check_launch(probe);
     if (!wrong.empty()) {
         return refuse(std::string(kernel.name) + ": " + wrong);

@@ -87,9 +87,20 @@ CUresult copy(Driver &d, Stream *stream, Place to, bool to_device, Place from, b
         }
         wait = wait || (to.memory == nullptr && !d.is_pinned(to.address, to_span));
     }
+    const bool lent = !stream->capture && !wait && from.memory == nullptr && !c.staged;
+    if (lent) {
+        d.lend(stream, c);
+    }
+    if (!stream->capture && !wait && to.memory == nullptr) {
+        // What is there before the copy's turn is anything.
+        for (std::size_t row = 0; row < rows; row++) {
+            poison(reinterpret_cast<void *>(to.address + row * to.pitch), bytes);
+        }
+    }
     const CUresult code = d.enqueue(stream, std::move(c));
     if (code == SUCCESS && wait && !stream->capture) {
         d.finish(stream->last);
+        d.waited(stream->clock);
         return stream->device->sticky;
     }
     return code;

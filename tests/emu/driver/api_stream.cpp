@@ -62,6 +62,7 @@ CUAPI cuStreamSynchronize(void *handle) {
         return spoil(stream);
     }
     d.finish_stream(stream);
+    d.waited(stream->clock);
     return device->sticky;
 }
 
@@ -76,7 +77,8 @@ CUAPI cuStreamQuery(void *handle) {
         return spoil(stream);
     }
     if (d.done(stream->last)) {
-        return SUCCESS;
+        d.waited(stream->clock);
+        return device->sticky;
     }
     if (d.random.below(2) == 0) {
         d.advance(stream->last);
@@ -111,6 +113,7 @@ CUAPI cuStreamWaitEvent(void *handle, void *event_handle, unsigned flags) {
         stream->capture->invalid = true;
         return CAPTURE_ISOLATION;
     }
+    stream->clock.join(event->clock);
     if (event->work == 0 || d.done(event->work)) {
         return SUCCESS;
     }
@@ -170,6 +173,7 @@ CUAPI cuEventRecord(void *event_handle, void *handle) {
     c.stamp = event->stamp = std::make_shared<Stamp>();
     const CUresult code = d.enqueue(stream, std::move(c));
     event->work = stream->last;
+    event->clock = stream->clock;
     return code;
 }
 CUAPI cuEventRecordWithFlags(void *event, void *stream, unsigned) { return cuEventRecord(event, stream); }
@@ -185,6 +189,7 @@ CUAPI cuEventSynchronize(void *handle) {
         return 907; // captured event
     }
     d.finish(event->work);
+    d.waited(event->clock);
     return device->sticky;
 }
 
@@ -199,7 +204,8 @@ CUAPI cuEventQuery(void *handle) {
         return 907;
     }
     if (d.done(event->work)) {
-        return SUCCESS;
+        d.waited(event->clock);
+        return device->sticky;
     }
     if (d.random.below(2) == 0) {
         d.advance(event->work);

@@ -185,7 +185,12 @@ __attribute__((visibility("default"))) void emu_heal() {
     const std::lock_guard<std::mutex> held(d.lock);
     for (auto &device : d.devices) {
         device->sticky = SUCCESS;
+        d.host.join(device->legacy.clock);
     }
+    for (const emu::Stream *stream : d.streams) {
+        d.host.join(stream->clock);
+    }
+    d.history = emu::History{};
     d.last_report.clear();
 }
 
