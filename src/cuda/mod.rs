@@ -56,6 +56,8 @@ pub(crate) mod weights;
 #[cfg(test)]
 mod budget;
 #[cfg(test)]
+mod mutants;
+#[cfg(test)]
 mod testkit;
 #[cfg(test)]
 mod tests;

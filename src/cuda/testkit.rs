@@ -19,7 +19,7 @@ pub(crate) use crate::cpu::testkit::{
     Model, Random, bits, erfc, least_cosine, poison, relative_l2, ulps, wide,
 };
 pub(crate) use emulator::{
-    load as load_emulator, on_real_gpu, pending as emulated_pending, provide as provide_device,
+    load as load_emulator, on_real_gpu, pending as emulated_pending, planted, provide as provide_device,
     set as set_emulated,
 };
 
@@ -40,15 +40,16 @@ pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
     if on_real_gpu() { None } else { emulator::constant(name) }
 }
 
-/// Runs a test, by its path in this crate and ignored, in a process of its own with this environment.
+/// Runs a test, by its path in this crate and ignored, in a process of its own with this environment. What it said.
 #[track_caller]
-pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) {
+pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) -> String {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
     let output = command.envs(environment.iter().copied()).output().unwrap();
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
     assert!(output.status.success() && said.contains("1 passed"), "{environment:?}: {said}");
+    said
 }
 
 /// What the emulated device did during `work`: a line of its log each. For tests in a process of their own.

@@ -60,8 +60,8 @@ pub(crate) fn pictures(count: usize) -> Vec<RgbImage> {
     (0..count).map(|i| picture(sizes[i % sizes.len()])).collect()
 }
 
-pub(crate) fn sources(pictures: &[RgbImage]) -> Vec<ImageSource<'_>> {
-    pictures.iter().map(Into::into).collect()
+pub(crate) fn sources<P: std::borrow::Borrow<RgbImage>>(pictures: &[P]) -> Vec<ImageSource<'_>> {
+    pictures.iter().map(|picture| picture.borrow().into()).collect()
 }
 
 pub(crate) fn encode<'p>(

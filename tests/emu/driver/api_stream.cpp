@@ -1,4 +1,5 @@
 // api_stream.cpp: streams, events, capture and graphs.
+#include "plant.h"
 #include "state.h"
 
 using namespace emu;
@@ -61,6 +62,9 @@ CUAPI cuStreamSynchronize(void *handle) {
     if (stream->capture) {
         return spoil(stream);
     }
+    if (planted_skip("cuStreamSynchronize", stream)) {
+        return SUCCESS;
+    }
     d.finish_stream(stream);
     d.waited(stream->clock);
     return device->sticky;
@@ -93,6 +97,9 @@ CUAPI cuStreamWaitEvent(void *handle, void *event_handle, unsigned flags) {
     Event *event = event_of(d, event_handle);
     if (stream == nullptr || event == nullptr) {
         return INVALID_HANDLE;
+    }
+    if (planted_skip("cuStreamWaitEvent", stream)) {
+        return SUCCESS;
     }
     if (event->capture) {
         // The stream joins the capture in which the event was recorded.
@@ -162,6 +169,9 @@ CUAPI cuEventRecord(void *event_handle, void *handle) {
     if (stream == nullptr || event == nullptr) {
         return INVALID_HANDLE;
     }
+    if (planted_skip("cuEventRecord", stream)) {
+        return SUCCESS;
+    }
     if (stream->capture) {
         event->capture = stream->capture;
         event->tail = stream->tail;
@@ -187,6 +197,9 @@ CUAPI cuEventSynchronize(void *handle) {
     if (event->capture) {
         event->capture->invalid = true;
         return 907; // captured event
+    }
+    if (planted_skip("cuEventSynchronize")) {
+        return SUCCESS;
     }
     d.finish(event->work);
     d.waited(event->clock);
@@ -330,6 +343,7 @@ CUAPI cuGraphInstantiateWithFlags(void **out, void *handle, unsigned long long f
     }
     auto exec = std::make_shared<GraphExec>();
     exec->nodes = found->second->nodes;
+    planted_graph(*exec);
     exec->number = static_cast<int>(++d.graph_count);
     d.executables[exec.get()] = exec;
     *out = exec.get();
