@@ -1,8 +1,9 @@
 //! Images on their way to the tower: decoded on the host, resized on the device.
 //!
 //! ```text
-//!   files ─ decode ─▶ RGB8 ─ ring, band by band ─▶ raw ─ resize, two passes ─▶ square [S, S, 3]
-//!           threads of the host                    one after the other, on the stream of uploads
+//!   files ─ decode ─▶ RGB8 in a pinned block ─────── one copy ─▶ raw ─ resize, two passes ─▶ square [S, S, 3]
+//!                     no block left, lent pixels ─ ring, bands ─▶
+//!           threads of the host                                  one after the other, on the stream of uploads
 //! ```
 //!
 //! The passes are those of [`crate::image::resize`], in its order, with its tables: the same bytes.
@@ -12,14 +13,16 @@ use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use super::Kernels;
+use super::blocks::Lent;
 use super::driver::{Context, DeviceMemory, Span, Stream};
 use super::resize::{DevicePasses, Pixels, Resize};
 use super::upload::Ring;
 use crate::backend::Pictures;
 use crate::error::{Error, Result};
-use crate::image::decode::{Decoded, decode};
+use crate::image::Resample;
+use crate::image::decode::{Decoded, decode_in};
 use crate::image::resize::Passes;
-use crate::image::{Resample, RgbView};
+use crate::image::room::Room;
 
 /// Device memory that grows to what is asked of it and is kept from then on.
 #[derive(Debug)]
@@ -81,7 +84,8 @@ impl Resizer {
         }
     }
 
-    /// Uploads an image and enqueues its resize by `rule` to `square`, `[side, side, 3]` without gaps.
+    /// Uploads an image and enqueues its resize by `rule` to `square`, `[side, side, 3]` without gaps. The image may
+    /// be dropped then.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room for the image or the driver fails.
@@ -94,19 +98,20 @@ impl Resizer {
         stream: &Stream,
         kernels: &Kernels,
         ring: &mut Ring,
-        image: RgbView<'_>,
+        image: &mut Decoded<'_>,
         rule: Resample,
         side: usize,
         square: Span<u8>,
     ) -> Result<()> {
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let passes = Passes::new((image.width(), image.height()), (side as u32, side as u32), rule);
+        let size = (image.view().width(), image.view().height());
+        let (width, height) = (size.0 as usize, size.1 as usize);
+        let passes = Passes::new(size, (side as u32, side as u32), rule);
         if passes.horizontal.is_none() && passes.vertical.is_none() {
-            return ring.send_rows(stream, square, 3 * side, side, |y| image.row(y as u32));
+            return send(stream, ring, image, square, 3 * side);
         }
         let pitch = (3 * width).next_multiple_of(4);
         let raw = self.raw.span(height * pitch)?;
-        ring.send_rows(stream, raw, pitch, height, |y| image.row(y as u32))?;
+        send(stream, ring, image, raw, pitch)?;
         let words = self.tables.span(DevicePasses::words(&passes) * size_of::<i32>())?;
         let mut at = 0;
         for table in passes.horizontal.iter().chain(&passes.vertical) {
@@ -122,7 +127,17 @@ impl Resizer {
     }
 }
 
-/// Decodes images on the threads of the pool and gives each to `take` as soon as it is there, in any order.
+/// Uploads an image to rows `pitch` bytes apart: by one copy where it lies in a block, else through the ring.
+fn send(stream: &Stream, ring: &mut Ring, image: &mut Decoded<'_>, to: Span<u8>, pitch: usize) -> Result<()> {
+    let (width, height) = (image.view().width() as usize, image.view().height() as usize);
+    if let Some(block) = image.held::<Lent>() {
+        return block.send_rows(stream, to, pitch, 3 * width);
+    }
+    let view = image.view();
+    ring.send_rows(stream, to, pitch, height, |y| view.row(y as u32))
+}
+
+/// Decodes images, into `room`, on the threads of the pool and gives each to `take` as soon as it is there, in any order.
 ///
 /// Returns how long the caller had nothing to do but wait for one.
 ///
@@ -131,6 +146,7 @@ impl Resizer {
 pub(crate) fn decode_each(
     pictures: &Pictures<'_>,
     indices: &[usize],
+    room: &dyn Room,
     mut take: impl FnMut(usize, Decoded<'_>) -> Result<()>,
 ) -> Result<Duration> {
     let mut waited = Duration::ZERO;
@@ -141,7 +157,9 @@ pub(crate) fn decode_each(
         for &i in indices {
             let send = send.clone();
             // An image nobody waits for any more is no loss.
-            scope.spawn(move |_| drop(send.send((i, decode(i, &pictures.sources[i], pictures.decode)))));
+            scope.spawn(move |_| {
+                drop(send.send((i, decode_in(room, i, &pictures.sources[i], pictures.decode))))
+            });
         }
         drop(send);
         loop {

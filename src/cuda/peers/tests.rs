@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::Encoder;
-use crate::cuda::backend::tests::{encode, on_gpus, pictures, sources};
+use crate::cuda::backend::tests::{encode, files, on_gpus, pictures, sources};
 use crate::cuda::driver::{DeviceMemory, Stream};
 use crate::cuda::testkit::{self, bits, emulated_pending, load_emulator, logged, on_real_gpu, set_emulated};
 use crate::encoder::EncoderOptions;
@@ -130,6 +130,12 @@ fn child_gives_the_bits_of_one() {
         assert!(bits(&found) == bits(&expected), "{count} images");
         assert_eq!((copies(&log), scatters(&log)), (pair.copies(of_second), groups), "{count} images");
         assert!(log.iter().all(|line| line["event"] != "instantiate"), "{count} images are warm");
+
+        // Decoded into one pool, uploaded by both.
+        let files = files(&pictures);
+        let log = logged(|| found = encode(&pair.two, &plan, &files));
+        assert!(bits(&found) == bits(&expected), "{count} files");
+        assert!(log.iter().all(|line| line["event"] != "host_alloc"), "{count} files are warm");
     }
     // Pictures of the tower's size and no text: so few uploads that none waits for the primary's poison.
     let pictures = pictures(1);
