@@ -9,7 +9,8 @@
 //! The passes are those of [`crate::image::resize`], in its order, with its tables: the same bytes.
 
 use std::sync::Arc;
-use std::sync::mpsc::{TryRecvError, channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::Kernels;
@@ -19,10 +20,10 @@ use super::resize::{DevicePasses, Pixels, Resize};
 use super::upload::Ring;
 use crate::backend::Pictures;
 use crate::error::{Error, Result};
-use crate::image::Resample;
 use crate::image::decode::{Decoded, decode_in};
 use crate::image::resize::Passes;
 use crate::image::room::Room;
+use crate::image::{ImageSource, Resample};
 
 /// Device memory that grows to what is asked of it and is kept from then on.
 #[derive(Debug)]
@@ -137,9 +138,13 @@ fn send(stream: &Stream, ring: &mut Ring, image: &mut Decoded<'_>, to: Span<u8>,
     ring.send_rows(stream, to, pitch, height, |y| view.row(y as u32))
 }
 
-/// Decodes images, into `room`, on the threads of the pool and gives each to `take` as soon as it is there, in any order.
+/// Decodes images, into `room`, on as many threads as rayon has here, and gives each to `take` as soon as it is there,
+/// in any order. The caller sleeps while there is none.
 ///
-/// Returns how long the caller had nothing to do but wait for one.
+/// The threads are not rayon's own. One of those that waits does meanwhile what else is queued: another call, say,
+/// which waits for the devices that this one has locked. And all of them may be waiting for this call.
+///
+/// Returns how long the caller had nothing to do but wait for an image.
 ///
 /// # Errors
 /// The error of the first image, in the order of the call, that cannot be decoded; else that of `take`.
@@ -152,39 +157,42 @@ pub(crate) fn decode_each(
     let mut waited = Duration::ZERO;
     let mut broken: Option<(usize, Error)> = None;
     let mut taken = Ok(());
-    rayon::in_place_scope(|scope| {
-        let (send, receive) = channel();
-        for &i in indices {
-            let send = send.clone();
-            // An image nobody waits for any more is no loss.
-            scope.spawn(move |_| {
-                drop(send.send((i, decode_in(room, i, &pictures.sources[i], pictures.decode))))
-            });
-        }
-        drop(send);
-        loop {
-            let start = Instant::now();
-            let next = loop {
-                match receive.try_recv() {
-                    // On a thread of the pool, lend a hand; elsewhere there is nothing to do but wait.
-                    Err(TryRecvError::Empty) => match rayon::yield_now() {
-                        Some(rayon::Yield::Executed) => {}
-                        Some(rayon::Yield::Idle) => std::thread::yield_now(),
-                        None => break receive.recv().ok(),
-                    },
-                    Ok(decoded) => break Some(decoded),
-                    Err(TryRecvError::Disconnected) => break None,
-                }
-            };
-            waited += start.elapsed();
-            let Some((i, decoded)) = next else { break };
-            match decoded {
-                Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => {
-                    broken = Some((i, error))
-                }
-                Ok(decoded) if broken.is_none() && taken.is_ok() => taken = take(i, decoded),
-                _ => {}
+    let mut give = |i: usize, decoded: Result<Decoded<'_>>| match decoded {
+        Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => broken = Some((i, error)),
+        Ok(decoded) if broken.is_none() && taken.is_ok() => taken = take(i, decoded),
+        _ => {}
+    };
+    let decode = |i: usize| decode_in(room, i, &pictures.sources[i], pictures.decode);
+    let is_file = |&i: &usize| !matches!(pictures.sources[i], ImageSource::Rgb8(_));
+    let (files, lent): (Vec<usize>, Vec<usize>) = indices.iter().copied().partition(is_file);
+    let next = AtomicUsize::new(0);
+    let work = |send: Sender<_>| {
+        while let Some(&i) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if send.send((i, decode(i))).is_err() {
+                break; // nobody waits any more
             }
+        }
+    };
+    std::thread::scope(|scope| {
+        let (send, receive) = channel();
+        // One file needs no other thread.
+        let threads = if files.len() > 1 { rayon::current_num_threads().min(files.len()) } else { 0 };
+        let begin = || {
+            let (send, thread) = (send.clone(), std::thread::Builder::new().name("imagehere-decode".into()));
+            thread.spawn_scoped(scope, || work(send)).is_ok()
+        };
+        let started = (0..threads).filter(|_| begin()).count();
+        lent.into_iter().for_each(|i| give(i, decode(i)));
+        let mut start = Instant::now();
+        if started == 0 {
+            work(send);
+        } else {
+            drop(send);
+        }
+        while let Ok((i, decoded)) = receive.recv() {
+            waited += start.elapsed();
+            give(i, decoded);
+            start = Instant::now();
         }
     });
     match broken {
@@ -192,3 +200,6 @@ pub(crate) fn decode_each(
         None => taken.map(|()| waited),
     }
 }
+
+#[cfg(test)]
+mod tests;

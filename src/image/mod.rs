@@ -6,7 +6,7 @@
 //! RGB8 ─┘                └ gif   bmp   tiff ┘
 //! ```
 //!
-//! RGB8 is written where whoever wants it says ([`room`]): a GPU's backend has it in memory that the device copies from.
+//! RGB8 is written where whoever wants it says (`room`): a GPU's backend has it in memory that the device copies from.
 //!
 //! The yardstick is Pillow, because the model was trained on what `Image.open(path).convert("RGB")` and
 //! `resize(…, BICUBIC)` give: the pixels of every lossless format and of JPEG (feature `jpeg-exact`) equal Pillow

@@ -1,6 +1,7 @@
 //! The whole job on the emulated device, against the CPU's.
 
 use half::f16;
+use rayon::prelude::*;
 
 use super::*;
 use crate::Encoder;
@@ -350,6 +351,34 @@ fn calls_from_several_threads_queue() {
             });
         }
     });
+}
+
+/// Does `work` on a thread of its own; a test that would never end fails instead.
+fn within_a_minute(what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(std::time::Duration::from_secs(60)).unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+#[test]
+fn calls_from_inside_a_thread_pool_end() {
+    let both = Arc::new(Both::new(DType::Bf16, &EncoderOptions::new()));
+    let pictures = pictures(5);
+    let plan = both.plan(&"<ImageHere>".repeat(5), 5);
+    let expected = bits(&encode(&both.cuda, &plan, &sources(&pictures)));
+    let files = files(&pictures);
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (both, plan, files, expected) = (both.clone(), plan.clone(), files.clone(), expected.clone());
+        // While one call has the devices, threads that wait for it take up others; none may wait for itself.
+        within_a_minute(&format!("{threads} threads"), move || {
+            let call = |_| assert!(bits(&encode(&both.cuda, &plan, &files)) == expected);
+            pool.install(|| (0..4).into_par_iter().for_each(call));
+        });
+    }
 }
 
 #[test]
