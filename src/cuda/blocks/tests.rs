@@ -124,7 +124,7 @@ fn refuses_what_does_not_fit() {
 
 /// The same with streams that are as late as can be, late at odd moments, and never late.
 mod emulated {
-    use crate::cuda::testkit::in_child;
+    use crate::cuda::testkit::{in_child, needs_emulated};
 
     #[test]
     fn no_block_is_lent_again_before_its_upload_is_done_however_late() {
@@ -136,6 +136,7 @@ mod emulated {
     #[test]
     #[ignore = "run by the test above, in a process of its own"]
     fn child_uploads() {
+        needs_emulated();
         super::uploads_arrive_whole();
     }
 }
