@@ -118,15 +118,6 @@ fn life() -> Result<(), String> {
     case.encode(&"and at last one that is longer: <ImageHere>; ".repeat(8), &sources(&of_tower), false)
 }
 
-#[test]
-#[ignore = "run by the tests below, in a process of its own"]
-fn child_lives() {
-    load_emulator();
-    let outcome = std::panic::catch_unwind(life).unwrap_or_else(|_| Err("panicked".into()));
-    println!("outcome: {}", outcome.err().unwrap_or_else(|| "well".into()));
-    println!("planted: {}", planted());
-}
-
 /// Lives with a fault; all that was said.
 fn live(plant: &str, devices: &str, seed: u32) -> String {
     let seed = seed.to_string();
@@ -134,11 +125,20 @@ fn live(plant: &str, devices: &str, seed: u32) -> String {
     if devices != "1" {
         environment.push(("EMU_DEVICES", devices));
     }
-    in_child("cuda::mutants::child_lives", &environment)
+    in_child("cuda::mutants::emulated::child_lives", &environment)
 }
 
 mod emulated {
     use super::*;
+
+    #[test]
+    #[ignore = "run by the tests below, in a process of its own"]
+    fn child_lives() {
+        load_emulator();
+        let outcome = std::panic::catch_unwind(life).unwrap_or_else(|_| Err("panicked".into()));
+        println!("outcome: {}", outcome.err().unwrap_or_else(|| "well".into()));
+        println!("planted: {}", planted());
+    }
 
     #[test]
     fn without_a_fault_all_is_well() {
