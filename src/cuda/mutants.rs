@@ -99,8 +99,8 @@ impl Case {
 /// What a process does with its encoder: features alone, sequences by the same graph, and once there is hardly any
 /// room, an image at a time.
 ///
-/// The first and the last have pictures of the tower's size, an upload each: so few that the ring's slots hide no event
-/// that is missing elsewhere.
+/// The first and the last have files of the tower's size, decoded into pinned blocks: so few uploads that the ring's
+/// slots hide no event that is missing elsewhere.
 fn life() -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     synth::write(Preset::Tiny, &SynthOptions::default(), dir.path().join("model")).unwrap();
@@ -109,13 +109,19 @@ fn life() -> Result<(), String> {
     let small: Vec<&RgbImage> = few.iter().cycle().take(10).collect();
     let mut turned = few[0].clone();
     turned.data.reverse();
-    let of_tower: Vec<&RgbImage> = [&few[0], &turned].into_iter().cycle().take(8).collect();
-    case.features(&sources(&of_tower[..2]))?;
+    let files = [&few[0], &turned].map(|picture| {
+        let mut file = Vec::new();
+        picture.write_png(&mut file).unwrap();
+        file
+    });
+    let of_tower: Vec<ImageSource<'_>> =
+        files.iter().map(|file| file.as_slice().into()).cycle().take(8).collect();
+    case.features(&of_tower[..2])?;
     case.encode(&format!("first {}", "<ImageHere> and ".repeat(7)), &sources(&small[..7]), false)?;
     case.encode(&format!("{}last", "<ImageHere>; then ".repeat(7)), &sources(&small[3..]), true)?;
     // More rows must be held. Each time that there is no room, three allocations of the next smaller group follow.
     set_emulated("FAIL", "alloc:1,alloc:5,alloc:9");
-    case.encode(&"and at last one that is longer: <ImageHere>; ".repeat(8), &sources(&of_tower), false)
+    case.encode(&"and at last one that is longer: <ImageHere>; ".repeat(8), &of_tower, false)
 }
 
 /// Lives with a fault; all that was said.
