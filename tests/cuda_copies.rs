@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use imagehere::backend::Device;
 use imagehere::encoder::{Encoder, EncoderOptions};
-use imagehere::image::{ImageSource, RgbImage};
+use imagehere::image::{DecodeOptions, ImageSource, RgbImage, decode};
 use imagehere::packing::PackedPlan;
 use imagehere::prompt::{Meta, Request, SequencePlan};
 use imagehere::sequence::SequenceBuffer;
@@ -95,6 +95,29 @@ fn pictures(count: usize) -> Vec<RgbImage> {
         RgbImage { width, height, data }
     };
     (0..count).map(picture).collect()
+}
+
+/// The same as PNG files.
+fn files(pictures: &[RgbImage]) -> Vec<Vec<u8>> {
+    let file = |picture: &RgbImage| {
+        let mut file = Vec::new();
+        picture.write_png(&mut file).unwrap();
+        file
+    };
+    pictures.iter().map(file).collect()
+}
+
+/// True if an address of the host is in memory that the driver pinned.
+fn is_pinned(address: u64) -> bool {
+    type Get = unsafe extern "C" fn(*mut u32, i32, u64) -> i32;
+    const MEMORY_TYPE: i32 = 2;
+    const HOST: u32 = 1;
+    let mut kind = 0;
+    // SAFETY: the driver's function, of this type; a place for one number.
+    let done = unsafe {
+        emulator::load().get::<Get>("cuPointerGetAttribute").unwrap()(&mut kind, MEMORY_TYPE, address)
+    };
+    done == 0 && kind == HOST
 }
 
 /// Events in the order in which they happened.
@@ -253,6 +276,101 @@ fn a_call_like_an_earlier_one_allocates_nothing() {
         }
         let again = case.encode(&plan, &pictures, sequence);
         assert_eq!(again.count("instantiate"), 0);
+    }
+}
+
+#[test]
+#[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
+fn a_file_goes_up_by_one_copy_from_where_it_was_decoded() {
+    let case = Case::new();
+    let side = case.encoder.config().image_size as u32;
+    let square = RgbImage { width: side, height: side, data: vec![99; 3 * (side * side) as usize] };
+    let exif = include_bytes!("goldens/image/exif_6.jpg"); // turned on the way
+    let turned = decode::decode(0, &exif.into(), &DecodeOptions::default()).unwrap().into_image();
+    let plan = case.plan("a<ImageHere>");
+    let mut sequence = case.encoder.device_sequence().unwrap();
+    let mut pinned = 0;
+    for seed in ["0", "1", "2", "3"] {
+        emulator::set("SEED", seed);
+        for picture in [pictures(1).remove(0), square.clone(), turned.clone()] {
+            let file = if picture == turned {
+                exif.to_vec()
+            } else {
+                files(std::slice::from_ref(&picture)).remove(0)
+            };
+            let (width, height) = (u64::from(picture.width), u64::from(picture.height));
+            for round in 0..2 {
+                let from_pixels = case.encode(&plan, std::slice::from_ref(&picture), &mut sequence);
+                let expected = sequence.to_host().unwrap();
+                let log = case.log(|| {
+                    case.encoder.encode_into(&plan, &[file.clone().into()], &mut sequence).unwrap();
+                });
+                assert!(sequence.to_host().unwrap() == expected, "{width}x{height}");
+
+                let of_image = |copy: &&&Value| number(copy, "bytes") == 3 * width * height;
+                let copies = log.copies("HtoD");
+                let whole: Vec<_> = copies.iter().filter(of_image).collect();
+                assert_eq!(whole.len(), 1, "{copies:?}");
+                assert_eq!(number(whole[0], "rows"), height);
+                assert!(is_pinned(number(whole[0], "src")));
+                // Nothing else goes up that would not go up for pixels.
+                assert_eq!(copies.len(), from_pixels.copies("HtoD").len());
+                let allocations = [log.count("alloc"), log.count("free")];
+                assert_eq!(allocations, [0; 2], "what pixels needed is there");
+                pinned += log.count("host_alloc");
+                assert!(round == 0 || log.count("host_alloc") == 0, "the second call pins nothing");
+            }
+        }
+    }
+    emulator::set("SEED", "0");
+    assert_eq!(pinned, 2, "two blocks: the image as stored and turned upright");
+}
+
+#[test]
+#[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
+fn pixels_that_are_lent_go_up_in_bands_that_a_slot_of_the_ring_takes() {
+    let case = Case::new();
+    let (width, height) = (5000, 1200);
+    let data: Vec<u8> = (0..3 * width * height).map(|x| (x * 7 / 300) as u8).collect();
+    let picture = RgbImage { width, height, data };
+    let file = files(std::slice::from_ref(&picture)).remove(0);
+    let plan = case.plan("<ImageHere>");
+    let mut sequence = case.encoder.device_sequence().unwrap();
+    let log = case.encode(&plan, &[picture], &mut sequence);
+    let large = |copy: &&&Value| number(copy, "bytes") > 1 << 20;
+    let bytes: Vec<u64> = log.copies("HtoD").iter().filter(large).map(|copy| number(copy, "bytes")).collect();
+    assert!(bytes.len() > 1 && bytes.iter().all(|&bytes| bytes <= 16 << 20), "{bytes:?}");
+    assert_eq!(bytes.iter().sum::<u64>(), 3 * u64::from(width * height));
+    assert_eq!(log.count("host_alloc"), 0, "the ring is there");
+
+    let expected = sequence.to_host().unwrap();
+    case.encoder.encode_into(&plan, &[file.into()], &mut sequence).unwrap();
+    assert!(sequence.to_host().unwrap() == expected, "as a file, which goes up whole");
+}
+
+#[test]
+#[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
+fn after_warming_up_files_find_their_memory_pinned() {
+    let case = Case::new();
+    let log = case.log(|| case.encoder.warm_up(&[4]).unwrap());
+    assert_eq!(log.count("host_alloc"), 4);
+    let pictures = pictures(4);
+    let files = files(&pictures);
+    let images: Vec<ImageSource<'_>> = files.iter().map(|file| file.as_slice().into()).collect();
+    let plan = case.plan("<ImageHere><ImageHere><ImageHere><ImageHere>");
+    let mut sequence = case.encoder.device_sequence().unwrap();
+    for _ in 0..3 {
+        let log = case.log(|| {
+            case.encoder.encode_into(&plan, &images, &mut sequence).unwrap();
+        });
+        assert_eq!(log.count("host_alloc"), 0);
+        for picture in &pictures {
+            let bytes = picture.data.len() as u64;
+            let copies = log.copies("HtoD");
+            let whole: Vec<_> = copies.iter().filter(|copy| number(copy, "bytes") == bytes).collect();
+            assert_eq!(whole.len(), 1, "{copies:?}");
+            assert!(is_pinned(number(whole[0], "src")));
+        }
     }
 }
 

@@ -12,8 +12,8 @@
 //! uploaded before the replay, so one graph serves every prompt.
 //!
 //! Nothing is allocated inside a call, but for what grows to the largest one so far: the image being resized, the
-//! tables of its resize, the table of text rows, and the rows that go back to the host. Where there is no room for
-//! that, groups become smaller for good.
+//! tables of its resize, the table of text rows, the rows that go back to the host, and the [pool](super::blocks) that
+//! images are decoded into. Where the device has no room for that, groups become smaller for good.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -38,13 +38,15 @@ use crate::checkpoint::{ConversionReport, DType, EmbeddingTable, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::PixelTable;
 use crate::error::{Error, Result};
-use crate::image::{Resample, RgbView};
+use crate::image::Resample;
+use crate::image::decode::Decoded;
 use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
 /// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
 pub(crate) const MOST_IMAGES: usize = 12;
-/// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands.
+/// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands. What was decoded into a block
+/// of the pool does not come this way.
 const SLOT_BYTES: usize = 16 << 20;
 /// Slots of one group that the table has room for.
 const MOST_SLOTS: usize = 4096;
@@ -308,11 +310,16 @@ impl Arena {
         self.uploads.wait_for(&self.cut[self.round % 2])
     }
 
-    /// Uploads image `place` of the group and enqueues its resize.
+    /// Uploads image `place` of the group and enqueues its resize. The image may be dropped then.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room or the driver fails.
-    pub(crate) fn enqueue_image(&mut self, place: usize, image: RgbView<'_>, rule: Resample) -> Result<()> {
+    pub(crate) fn enqueue_image(
+        &mut self,
+        place: usize,
+        image: &mut Decoded<'_>,
+        rule: Resample,
+    ) -> Result<()> {
         let side = self.config.image_size;
         let square = self.square(place)?;
         let (stream, kernels, ring) = (&self.uploads, &self.gpu.kernels, &mut self.ring);

@@ -97,10 +97,11 @@ impl CudaBackend {
             let mut round = Round::new(&groups[from..groups.len().min(from + devices.count())]);
             let decode: Vec<usize> = round.groups.concat().into_iter().chain(unwanted.drain(..)).collect();
             (0..round.groups.len()).try_for_each(|device| devices.begin_group(device))?;
-            work.decode += decode_each(&job.pictures, &decode, |i, decoded| {
-                warnings[i] = decoded.warnings.clone();
+            let room = devices.pool().clone();
+            work.decode += decode_each(&job.pictures, &decode, &room, |i, mut decoded| {
+                warnings[i] = std::mem::take(&mut decoded.warnings);
                 let Some((device, place)) = round.find(i) else { return Ok(()) };
-                devices.enqueue_image(device, place, decoded.view(), job.pictures.resample)?;
+                devices.enqueue_image(device, place, &mut decoded, job.pictures.resample)?;
                 for device in round.complete(device) {
                     let group = round.groups[device];
                     let slots: Vec<Vec<SlotRows>> = group.iter().map(|&i| places.slots[i].clone()).collect();

@@ -28,6 +28,7 @@ use crate::config::ModelConfig;
 use crate::cpu::{CpuBackend, PixelTable};
 use crate::encoder::{Encoder, EncoderOptions};
 use crate::error::{Error, Result};
+use crate::image::decode::Decoded;
 use crate::image::resize::Passes;
 use crate::image::{Resample, RgbView};
 use crate::prompt::{Planner, Slot};
@@ -502,7 +503,7 @@ impl Encode {
         for pictures in sets {
             arena.begin_group()?;
             for (place, picture) in pictures.iter().enumerate() {
-                arena.enqueue_image(place, *picture, Resample::default())?;
+                arena.enqueue_image(place, &mut Decoded::of(*picture), Resample::default())?;
             }
         }
         arena.uploads.synchronize()

@@ -3,7 +3,7 @@
 //! ```text
 //!   backend       a job of the encoder's: images, text, rows of sequences
 //!      └─ peers   one device, or several that share the images; rows: sequences that stay on the first
-//!          └─ arena   one device's memory, streams, graphs; pictures and upload bring images to it
+//!          └─ arena   one device's memory, streams, graphs; pictures, blocks and upload bring images to it
 //!
 //!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …       tower.rs says in which order
 //!      │          └──── matrix ─────────┬────────────┘                          weights.rs what with
@@ -34,6 +34,7 @@ pub(crate) mod attention;
 pub(crate) mod backend;
 #[doc(hidden)]
 pub mod bench;
+pub(crate) mod blocks;
 pub(crate) mod convert;
 pub(crate) mod driver;
 pub(crate) mod embed_tokens;
@@ -55,6 +56,8 @@ pub(crate) mod weights;
 
 #[cfg(test)]
 mod budget;
+#[cfg(test)]
+mod mutants;
 #[cfg(test)]
 mod testkit;
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! The primary has the embedding table, the rows for the host and the sequences. A peer has weights, workspace,
 //! streams, upload ring and graphs of its own; the slots that its kernels store to are the primary's addresses. Where
 //! it cannot reach one of them, it stores the image's rows once in memory of its own, and copies them to that slot.
+//! Images are decoded into one pool of pinned blocks, from which every device copies.
 //!
 //! One thread enqueues for all devices, and waits for none of them but in a full ring. An event puts the primary's
 //! poison, and what the caller's stream was given, before all that peers store; the end of a call waits for every
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use super::Gpu;
 use super::arena::{Arena, MOST_IMAGES};
+use super::blocks::Pool;
 use super::driver::{Context, Event, Span};
 use super::embed_tokens::TextRow;
 use super::linear::SlotRows;
@@ -29,7 +31,8 @@ use crate::backend::TraceFn;
 use crate::checkpoint::{ConversionReport, EmbeddingTable};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::image::{Resample, RgbView};
+use crate::image::Resample;
+use crate::image::decode::Decoded;
 
 /// The devices of a backend. The fields are dropped in order: peers write into the primary's memory.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub(crate) struct Devices {
     peers: Vec<Peer>,
     pub(crate) primary: Arena,
     ready: Event, // the primary's rows may be written
+    pool: Arc<Pool>,
 }
 
 /// A device that fills slots in the primary's memory.
@@ -59,6 +63,7 @@ impl Devices {
         weights: Source<'_>,
         embedding: &EmbeddingTable,
     ) -> Result<(Self, ConversionReport)> {
+        let pool = Pool::new(gpus.iter().map(|gpu| gpu.context.clone()).collect());
         let mut gpus = gpus.into_iter();
         let first = gpus.next().ok_or_else(|| Error::Internal("a backend on no device".into()))?;
         let ready = Event::new(&first.context)?;
@@ -71,7 +76,7 @@ impl Devices {
             let (arena, _) = Arena::new(gpu, config, weights, None)?;
             peers.push(Peer { arena, reaches, rows: Peer::no_rows(&context), copies: 0 });
         }
-        let mut devices = Self { peers, primary, ready };
+        let mut devices = Self { peers, primary, ready, pool };
         // What a call will need, not inside it.
         let far = |devices: &mut Self| {
             devices.peers.iter_mut().filter(|peer| !peer.reaches).try_for_each(|peer| peer.rows().map(drop))
@@ -156,6 +161,18 @@ impl Devices {
         }
     }
 
+    /// Where images for any of them are decoded to.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Bounds the pool to so many bytes.
+    #[cfg(test)]
+    pub(crate) fn bound_pool(&mut self, bytes: usize) {
+        let contexts = self.arenas().map(|arena| arena.gpu().context.clone()).collect();
+        self.pool = Pool::bounded(contexts, bytes);
+    }
+
     /// Begins a call: enqueues its text rows, and lets peers write after what the primary was given so far.
     ///
     /// # Errors
@@ -187,7 +204,7 @@ impl Devices {
         &mut self,
         device: usize,
         place: usize,
-        image: RgbView<'_>,
+        image: &mut Decoded<'_>,
         rule: Resample,
     ) -> Result<()> {
         self.arena(device).enqueue_image(place, image, rule)
@@ -229,12 +246,13 @@ impl Devices {
         self.arenas().for_each(Arena::settle);
     }
 
-    /// Captures the graphs that calls of so many images will replay.
+    /// Captures the graphs that calls of so many images will replay, and pins memory to decode them into.
     ///
     /// # Errors
     /// [`Error::Device`] if the driver fails.
     pub(crate) fn warm_up(&mut self, batch_sizes: &[usize]) -> Result<()> {
         for &images in batch_sizes {
+            self.pool.prepare(images);
             for (i, size) in self.group_sizes(images).into_iter().enumerate() {
                 let device = i % self.count();
                 self.arena(device).warm_up(size)?;

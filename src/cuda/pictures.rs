@@ -1,25 +1,29 @@
 //! Images on their way to the tower: decoded on the host, resized on the device.
 //!
 //! ```text
-//!   files ─ decode ─▶ RGB8 ─ ring, band by band ─▶ raw ─ resize, two passes ─▶ square [S, S, 3]
-//!           threads of the host                    one after the other, on the stream of uploads
+//!   files ─ decode ─▶ RGB8 in a pinned block ─────── one copy ─▶ raw ─ resize, two passes ─▶ square [S, S, 3]
+//!                     no block left, lent pixels ─ ring, bands ─▶
+//!           threads of the host                                  one after the other, on the stream of uploads
 //! ```
 //!
 //! The passes are those of [`crate::image::resize`], in its order, with its tables: the same bytes.
 
 use std::sync::Arc;
-use std::sync::mpsc::{TryRecvError, channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::Kernels;
+use super::blocks::Lent;
 use super::driver::{Context, DeviceMemory, Span, Stream};
 use super::resize::{DevicePasses, Pixels, Resize};
 use super::upload::Ring;
 use crate::backend::Pictures;
 use crate::error::{Error, Result};
-use crate::image::decode::{Decoded, decode};
+use crate::image::decode::{Decoded, decode_in};
 use crate::image::resize::Passes;
-use crate::image::{Resample, RgbView};
+use crate::image::room::Room;
+use crate::image::{ImageSource, Resample};
 
 /// Device memory that grows to what is asked of it and is kept from then on.
 #[derive(Debug)]
@@ -81,7 +85,8 @@ impl Resizer {
         }
     }
 
-    /// Uploads an image and enqueues its resize by `rule` to `square`, `[side, side, 3]` without gaps.
+    /// Uploads an image and enqueues its resize by `rule` to `square`, `[side, side, 3]` without gaps. The image may
+    /// be dropped then.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no room for the image or the driver fails.
@@ -94,19 +99,20 @@ impl Resizer {
         stream: &Stream,
         kernels: &Kernels,
         ring: &mut Ring,
-        image: RgbView<'_>,
+        image: &mut Decoded<'_>,
         rule: Resample,
         side: usize,
         square: Span<u8>,
     ) -> Result<()> {
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let passes = Passes::new((image.width(), image.height()), (side as u32, side as u32), rule);
+        let size = (image.view().width(), image.view().height());
+        let (width, height) = (size.0 as usize, size.1 as usize);
+        let passes = Passes::new(size, (side as u32, side as u32), rule);
         if passes.horizontal.is_none() && passes.vertical.is_none() {
-            return ring.send_rows(stream, square, 3 * side, side, |y| image.row(y as u32));
+            return send(stream, ring, image, square, 3 * side);
         }
         let pitch = (3 * width).next_multiple_of(4);
         let raw = self.raw.span(height * pitch)?;
-        ring.send_rows(stream, raw, pitch, height, |y| image.row(y as u32))?;
+        send(stream, ring, image, raw, pitch)?;
         let words = self.tables.span(DevicePasses::words(&passes) * size_of::<i32>())?;
         let mut at = 0;
         for table in passes.horizontal.iter().chain(&passes.vertical) {
@@ -122,51 +128,71 @@ impl Resizer {
     }
 }
 
-/// Decodes images on the threads of the pool and gives each to `take` as soon as it is there, in any order.
+/// Uploads an image to rows `pitch` bytes apart: by one copy where it lies in a block, else through the ring.
+fn send(stream: &Stream, ring: &mut Ring, image: &mut Decoded<'_>, to: Span<u8>, pitch: usize) -> Result<()> {
+    let (width, height) = (image.view().width() as usize, image.view().height() as usize);
+    if let Some(block) = image.held::<Lent>() {
+        return block.send_rows(stream, to, pitch, 3 * width);
+    }
+    let view = image.view();
+    ring.send_rows(stream, to, pitch, height, |y| view.row(y as u32))
+}
+
+/// Decodes images, into `room`, on as many threads as rayon has here, and gives each to `take` as soon as it is there,
+/// in any order. The caller sleeps while there is none.
 ///
-/// Returns how long the caller had nothing to do but wait for one.
+/// The threads are not rayon's own. One of those that waits does meanwhile what else is queued: another call, say,
+/// which waits for the devices that this one has locked. And all of them may be waiting for this call.
+///
+/// Returns how long the caller had nothing to do but wait for an image.
 ///
 /// # Errors
 /// The error of the first image, in the order of the call, that cannot be decoded; else that of `take`.
 pub(crate) fn decode_each(
     pictures: &Pictures<'_>,
     indices: &[usize],
+    room: &dyn Room,
     mut take: impl FnMut(usize, Decoded<'_>) -> Result<()>,
 ) -> Result<Duration> {
     let mut waited = Duration::ZERO;
     let mut broken: Option<(usize, Error)> = None;
     let mut taken = Ok(());
-    rayon::in_place_scope(|scope| {
-        let (send, receive) = channel();
-        for &i in indices {
-            let send = send.clone();
-            // An image nobody waits for any more is no loss.
-            scope.spawn(move |_| drop(send.send((i, decode(i, &pictures.sources[i], pictures.decode)))));
-        }
-        drop(send);
-        loop {
-            let start = Instant::now();
-            let next = loop {
-                match receive.try_recv() {
-                    // On a thread of the pool, lend a hand; elsewhere there is nothing to do but wait.
-                    Err(TryRecvError::Empty) => match rayon::yield_now() {
-                        Some(rayon::Yield::Executed) => {}
-                        Some(rayon::Yield::Idle) => std::thread::yield_now(),
-                        None => break receive.recv().ok(),
-                    },
-                    Ok(decoded) => break Some(decoded),
-                    Err(TryRecvError::Disconnected) => break None,
-                }
-            };
-            waited += start.elapsed();
-            let Some((i, decoded)) = next else { break };
-            match decoded {
-                Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => {
-                    broken = Some((i, error))
-                }
-                Ok(decoded) if broken.is_none() && taken.is_ok() => taken = take(i, decoded),
-                _ => {}
+    let mut give = |i: usize, decoded: Result<Decoded<'_>>| match decoded {
+        Err(error) if broken.as_ref().is_none_or(|(first, _)| i < *first) => broken = Some((i, error)),
+        Ok(decoded) if broken.is_none() && taken.is_ok() => taken = take(i, decoded),
+        _ => {}
+    };
+    let decode = |i: usize| decode_in(room, i, &pictures.sources[i], pictures.decode);
+    let is_file = |&i: &usize| !matches!(pictures.sources[i], ImageSource::Rgb8(_));
+    let (files, lent): (Vec<usize>, Vec<usize>) = indices.iter().copied().partition(is_file);
+    let next = AtomicUsize::new(0);
+    let work = |send: Sender<_>| {
+        while let Some(&i) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if send.send((i, decode(i))).is_err() {
+                break; // nobody waits any more
             }
+        }
+    };
+    std::thread::scope(|scope| {
+        let (send, receive) = channel();
+        // One file needs no other thread.
+        let threads = if files.len() > 1 { rayon::current_num_threads().min(files.len()) } else { 0 };
+        let begin = || {
+            let (send, thread) = (send.clone(), std::thread::Builder::new().name("imagehere-decode".into()));
+            thread.spawn_scoped(scope, || work(send)).is_ok()
+        };
+        let started = (0..threads).filter(|_| begin()).count();
+        lent.into_iter().for_each(|i| give(i, decode(i)));
+        let mut start = Instant::now();
+        if started == 0 {
+            work(send);
+        } else {
+            drop(send);
+        }
+        while let Ok((i, decoded)) = receive.recv() {
+            waited += start.elapsed();
+            give(i, decoded);
+            start = Instant::now();
         }
     });
     match broken {
@@ -174,3 +200,6 @@ pub(crate) fn decode_each(
         None => taken.map(|()| waited),
     }
 }
+
+#[cfg(test)]
+mod tests;

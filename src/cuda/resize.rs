@@ -107,32 +107,16 @@ impl DevicePasses {
 }
 
 parameters! {
-    /// Of `resize_horizontal`.
-    pub(crate) struct HorizontalParameters {
+    /// Of `resize_horizontal` and, with the names in brackets, of `resize_vertical`.
+    pub(crate) struct PassParameters {
         out: DevicePtr<u8>,
         from: DevicePtr<u8>,
-        first: DevicePtr<i32>, // [width_out]
-        count: DevicePtr<i32>, // [width_out]
-        weights: DevicePtr<i32>, // [width_out, taps]
+        first: DevicePtr<i32>, // [width_out] ([rows_out])
+        count: DevicePtr<i32>, // [width_out] ([rows_out])
+        weights: DevicePtr<i32>, // [width_out, taps] ([rows_out, taps])
         taps: i32,
-        width_out: i32,
-        rows: i32,
-        in_pitch: i32,
-        out_pitch: i32,
-    }
-}
-
-parameters! {
-    /// Of `resize_vertical`.
-    pub(crate) struct VerticalParameters {
-        out: DevicePtr<u8>,
-        from: DevicePtr<u8>,
-        first: DevicePtr<i32>, // [rows_out]
-        count: DevicePtr<i32>, // [rows_out]
-        weights: DevicePtr<i32>, // [rows_out, taps]
-        taps: i32,
-        row_bytes: i32,
-        rows_out: i32,
+        across: i32, // width_out (row_bytes)
+        rows: i32, // (rows_out)
         in_pitch: i32,
         out_pitch: i32,
     }
@@ -152,8 +136,8 @@ pub(crate) const ENTRIES: [Entry; 2] = [
 /// The loaded kernels.
 #[derive(Debug)]
 pub(crate) struct Resize {
-    horizontal: Kernel<HorizontalParameters>,
-    vertical: Kernel<VerticalParameters>,
+    horizontal: Kernel<PassParameters>,
+    vertical: Kernel<PassParameters>,
 }
 
 impl Resize {
@@ -218,27 +202,8 @@ impl Resize {
         contract!(name, out.width == table.outputs, "{} pixels from a table of {table:?}", out.width);
         contract!(name, out.rows == from.rows, "{} rows from {}", out.rows, from.rows);
         contract!(name, table.reach <= from.width, "{table:?} looks beyond {} pixels", from.width);
-        out.check(name, "out")?;
-        from.check(name, "in")?;
-        if out.rows == 0 || out.width == 0 {
-            return Ok(());
-        }
-        let [first, count, weights] = table.parts();
-        let parameters = HorizontalParameters {
-            out: out.span.ptr(),
-            from: from.span.ptr(),
-            first,
-            count,
-            weights,
-            taps: int(name, "taps", table.taps)?,
-            width_out: int(name, "width", out.width)?,
-            rows: int(name, "rows", out.rows)?,
-            in_pitch: int(name, "in_pitch", from.pitch)?,
-            out_pitch: int(name, "out_pitch", out.pitch)?,
-        };
         let grid = [out.rows.div_ceil(ROWS), out.width.div_ceil(PIXELS), 1];
-        // SAFETY: the contract was checked; spans vouch for the memory, `Table` for the windows.
-        unsafe { launch(stream, &self.horizontal, grid, &parameters) }
+        enqueue_pass(stream, &self.horizontal, grid, out, from, table, out.width)
     }
 
     /// Enqueues the vertical pass.
@@ -253,28 +218,44 @@ impl Resize {
         contract!(name, out.rows == table.outputs, "{} rows from a table of {table:?}", out.rows);
         contract!(name, out.width == from.width, "{} pixels from {}", out.width, from.width);
         contract!(name, table.reach <= from.rows, "{table:?} looks beyond {} rows", from.rows);
-        out.check(name, "out")?;
-        from.check(name, "in")?;
-        if out.rows == 0 || out.width == 0 {
-            return Ok(());
-        }
-        let [first, count, weights] = table.parts();
         let bytes = 3 * out.width;
-        let parameters = VerticalParameters {
-            out: out.span.ptr(),
-            from: from.span.ptr(),
-            first,
-            count,
-            weights,
-            taps: int(name, "taps", table.taps)?,
-            row_bytes: int(name, "row bytes", bytes)?,
-            rows_out: int(name, "rows", out.rows)?,
-            in_pitch: int(name, "in_pitch", from.pitch)?,
-            out_pitch: int(name, "out_pitch", out.pitch)?,
-        };
-        // SAFETY: the contract was checked; spans vouch for the memory, `Table` for the windows.
-        unsafe { launch(stream, &self.vertical, [out.rows, bytes.div_ceil(BYTES), 1], &parameters) }
+        enqueue_pass(stream, &self.vertical, [out.rows, bytes.div_ceil(BYTES), 1], out, from, table, bytes)
     }
+}
+
+/// What the passes have in common: the rest of the contract, and the launch. `across` is what a row of `out` has, in
+/// the kernel's unit.
+fn enqueue_pass(
+    stream: &Stream,
+    kernel: &Kernel<PassParameters>,
+    grid: [usize; 3],
+    out: &Pixels,
+    from: &Pixels,
+    table: &DeviceTable,
+    across: usize,
+) -> Result<()> {
+    let name = kernel.name();
+    out.check(name, "out")?;
+    from.check(name, "in")?;
+    if out.rows == 0 || out.width == 0 {
+        return Ok(());
+    }
+    let [first, count, weights] = table.parts();
+    let parameters = PassParameters {
+        out: out.span.ptr(),
+        from: from.span.ptr(),
+        first,
+        count,
+        weights,
+        taps: int(name, "taps", table.taps)?,
+        across: int(name, "across", across)?,
+        rows: int(name, "rows", out.rows)?,
+        in_pitch: int(name, "in_pitch", from.pitch)?,
+        out_pitch: int(name, "out_pitch", out.pitch)?,
+    };
+    // SAFETY: the passes checked how `table` fits both sides, and here the rest was; spans vouch for the memory, `Table`
+    // for the windows.
+    unsafe { launch(stream, kernel, grid, &parameters) }
 }
 
 #[cfg(test)]

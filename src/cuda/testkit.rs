@@ -1,7 +1,9 @@
 //! What the tests of the CUDA parts share: a device, memory on it, comparisons.
 //!
 //! The device is the emulated one, which these tests build (`tests/emu/build`) and load before anything asks
-//! for the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU.
+//! for the driver; with `IMAGEHERE_TEST_GPU=1` it is the machine's own GPU. Tests that need the emulated one (its log,
+//! its faults, a second device) are in modules `emulated`: they fail on a GPU, where whoever runs tests leaves them out
+//! with `--skip ::emulated::` and says so.
 
 use std::sync::OnceLock;
 
@@ -18,10 +20,7 @@ mod emulator;
 pub(crate) use crate::cpu::testkit::{
     Model, Random, bits, erfc, least_cosine, poison, relative_l2, ulps, wide,
 };
-pub(crate) use emulator::{
-    load as load_emulator, on_real_gpu, pending as emulated_pending, provide as provide_device,
-    set as set_emulated,
-};
+pub(crate) use emulator::{on_real_gpu, planted, provide as provide_device};
 
 /// Opens the device of the tests, once.
 pub(crate) fn gpu() -> &'static Gpu {
@@ -35,24 +34,61 @@ pub(crate) fn gpu() -> &'static Gpu {
     })
 }
 
-/// A number of the kernels' headers, which the emulated device knows.
-pub(crate) fn emulated_constant(name: &str) -> Option<i64> {
-    if on_real_gpu() { None } else { emulator::constant(name) }
+/// Fails on a GPU.
+#[track_caller]
+pub(crate) fn needs_emulated() {
+    assert!(
+        !on_real_gpu(),
+        "this test needs the emulated device, and IMAGEHERE_TEST_GPU=1 asks for a GPU: leave it out with \
+         `--skip ::emulated::`"
+    );
 }
 
-/// Runs a test, by its path in this crate and ignored, in a process of its own with this environment.
+/// Loads the emulated device.
 #[track_caller]
-pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) {
+pub(crate) fn load_emulator() -> &'static libloading::Library {
+    needs_emulated();
+    emulator::load()
+}
+
+/// Changes a setting of the emulated device.
+#[track_caller]
+pub(crate) fn set_emulated(name: &str, value: &str) {
+    needs_emulated();
+    emulator::set(name, value);
+}
+
+/// Pieces of work that the emulated device has not done.
+#[track_caller]
+pub(crate) fn emulated_pending() -> usize {
+    needs_emulated();
+    emulator::pending()
+}
+
+/// A number of the kernels' headers, which the emulated device knows.
+#[track_caller]
+pub(crate) fn emulated_constant(name: &str) -> i64 {
+    needs_emulated();
+    emulator::constant(name).unwrap_or_else(|| panic!("the emulated device knows no `{name}`"))
+}
+
+/// Runs a test, by its path in this crate and ignored, in a process of its own with this environment, which is for the
+/// emulated device. What it said.
+#[track_caller]
+pub(crate) fn in_child(test: &str, environment: &[(&str, &str)]) -> String {
+    needs_emulated();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
     let output = command.envs(environment.iter().copied()).output().unwrap();
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
     assert!(output.status.success() && said.contains("1 passed"), "{environment:?}: {said}");
+    said
 }
 
 /// What the emulated device did during `work`: a line of its log each. For tests in a process of their own.
 pub(crate) fn logged(work: impl FnOnce()) -> Vec<serde_json::Value> {
+    needs_emulated();
     let file = tempfile::NamedTempFile::new().unwrap();
     emulator::set("LOG", file.path().to_str().unwrap());
     work();

@@ -1,10 +1,13 @@
-//! The way from the host to the device: a ring of pinned slots.
+//! The way from the host to the device for what lies in pageable memory: a ring of pinned slots.
 //!
 //! ```text
-//!   host memory ─ copy ─▶ slot 0 ─ upload, event 0 ─▶ device
-//!                         slot 1 ─ upload, event 1 ─▶
-//!                         …           a slot is refilled only after its event: the one wait inside an encode
+//!   weights, tables ─ copy ─▶ slot 0 ─ upload, event 0 ─▶ device
+//!   lent pixels               slot 1 ─ upload, event 1 ─▶
+//!                             …           a slot is refilled only after its event
+//!   files ─ decode ─▶ block of the pool ─ upload, event ─▶          as a block is: the one kind of wait in an encode
 //! ```
+//!
+//! Images of files do not come this way but where the [pool](super::blocks) has no block for them.
 
 use super::driver::{Context, Event, PinnedMemory, Span, Stream};
 use crate::error::{Error, Result};

@@ -3,6 +3,7 @@
 use super::Limits;
 use super::pixels::{Palette, unpack_bits};
 use super::raster::Raster;
+use super::room::Room;
 use crate::error::ImageProblem;
 
 /// What the two headers say.
@@ -21,10 +22,10 @@ struct Header {
 }
 
 /// Decodes a BMP file.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     let header = Header::parse(bytes, limits)?;
     let (width, height) = (header.width as usize, header.height as usize);
-    let mut raster = Raster::new(header.width, header.height);
+    let mut raster = Raster::new(header.width, header.height, room);
     // file row to picture row
     let place = |y: usize| if header.top_down { y } else { height - 1 - y };
 

@@ -1,11 +1,16 @@
 //! Files to RGB8: limits, format, pixels, alpha, orientation, in this order.
 
+#[cfg(any(feature = "cuda", test))]
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 
 use rayon::prelude::*;
 
-use super::raster::Raster;
+use super::raster::{Picture, Raster};
+#[cfg(any(feature = "cuda", test))]
+use super::room::PixelMemory;
+use super::room::{Heap, Room};
 use super::source::read_file;
 use super::{Alpha, DecodeOptions, Exif, ImageSource, Limits, RgbImage, RgbView};
 use super::{bmp, gif, jpeg, png, tiff, webp};
@@ -114,15 +119,32 @@ pub struct Decoded<'a> {
 
 #[derive(Clone, Debug)]
 enum Pixels<'a> {
-    Owned(RgbImage),
+    Owned(Picture),
     Borrowed(RgbView<'a>),
 }
 
-impl Decoded<'_> {
+impl<'a> Decoded<'a> {
+    /// Takes pixels that the caller lent.
+    pub(crate) fn of(view: RgbView<'a>) -> Self {
+        Self { pixels: Pixels::Borrowed(view), format: Format::Rgb8, warnings: Vec::new() }
+    }
+
+    /// The memory that a room lent for the pixels, if that is where they are and it is a `T`.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn held<T: 'static>(&mut self) -> Option<&mut T> {
+        match &mut self.pixels {
+            Pixels::Owned(Picture { data: PixelMemory::Held(held), .. }) => {
+                let held: &mut dyn Any = &mut **held;
+                held.downcast_mut()
+            }
+            _ => None,
+        }
+    }
+
     /// Borrows the pixels: what was decoded, or what the caller lent.
     pub fn view(&self) -> RgbView<'_> {
         match &self.pixels {
-            Pixels::Owned(image) => image.view(),
+            Pixels::Owned(picture) => picture.view(),
             Pixels::Borrowed(view) => *view,
         }
     }
@@ -130,7 +152,7 @@ impl Decoded<'_> {
     /// Takes the pixels; lent ones are copied.
     pub fn into_image(self) -> RgbImage {
         match self.pixels {
-            Pixels::Owned(image) => image,
+            Pixels::Owned(picture) => picture.into_image(),
             Pixels::Borrowed(view) => RgbImage {
                 width: view.width(),
                 height: view.height(),
@@ -162,7 +184,20 @@ impl Decoded<'_> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn decode<'a>(index: usize, source: &ImageSource<'a>, options: &DecodeOptions) -> Result<Decoded<'a>> {
-    decode_unnamed(index, source, options).map_err(|problem| {
+    decode_in(&Heap, index, source, options)
+}
+
+/// As [`decode`], with the pixels of a file in memory that `room` lends.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_in<'a>(
+    room: &dyn Room,
+    index: usize,
+    source: &ImageSource<'a>,
+    options: &DecodeOptions,
+) -> Result<Decoded<'a>> {
+    decode_unnamed(room, index, source, options).map_err(|problem| {
         let remedy = remedy(&problem).to_owned();
         Error::Image { index, name: source.name(), problem, remedy }
     })
@@ -179,6 +214,7 @@ pub fn decode_all<'a>(sources: &[ImageSource<'a>], options: &DecodeOptions) -> R
 }
 
 fn decode_unnamed<'a>(
+    room: &dyn Room,
     index: usize,
     source: &ImageSource<'a>,
     options: &DecodeOptions,
@@ -191,30 +227,29 @@ fn decode_unnamed<'a>(
         }
         ImageSource::Rgb8(view) => {
             options.limits.check_size(view.width().into(), view.height().into())?;
-            let pixels = Pixels::Borrowed(*view);
-            return Ok(Decoded { pixels, format: Format::Rgb8, warnings: Vec::new() });
+            return Ok(Decoded::of(*view));
         }
     };
     let format = Format::of(&bytes)?;
-    let raster = raster(format, &bytes, &options.limits)?;
+    let raster = raster(format, &bytes, &options.limits, room)?;
     drop(bytes);
 
     let who = || format!("image {index} ({})", source.name());
     let mut warnings = Vec::new();
-    let image = settle(raster, options, who, &mut warnings);
-    tracing::debug!(index, %format, width = image.width, height = image.height, "decoded");
-    Ok(Decoded { pixels: Pixels::Owned(image), format, warnings })
+    let picture = settle(raster, options, room, who, &mut warnings);
+    tracing::debug!(index, %format, width = picture.width, height = picture.height, "decoded");
+    Ok(Decoded { pixels: Pixels::Owned(picture), format, warnings })
 }
 
 /// Hands the bytes to their decoder.
-fn raster(format: Format, bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+fn raster(format: Format, bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     match format {
-        Format::Jpeg => jpeg::decode(bytes, limits),
-        Format::Png => png::decode(bytes, limits),
-        Format::WebP => webp::decode(bytes, limits),
-        Format::Gif => gif::decode(bytes, limits),
-        Format::Bmp => bmp::decode(bytes, limits),
-        Format::Tiff => tiff::decode(bytes, limits),
+        Format::Jpeg => jpeg::decode(bytes, limits, room),
+        Format::Png => png::decode(bytes, limits, room),
+        Format::WebP => webp::decode(bytes, limits, room),
+        Format::Gif => gif::decode(bytes, limits, room),
+        Format::Bmp => bmp::decode(bytes, limits, room),
+        Format::Tiff => tiff::decode(bytes, limits, room),
         Format::Rgb8 => unreachable!("no file is recognised as lent pixels"),
     }
 }
@@ -223,9 +258,10 @@ fn raster(format: Format, bytes: &[u8], limits: &Limits) -> Result<Raster, Image
 fn settle(
     mut raster: Raster,
     options: &DecodeOptions,
+    room: &dyn Room,
     who: impl Fn() -> String,
     warnings: &mut Vec<Warning>,
-) -> RgbImage {
+) -> Picture {
     for fault in std::mem::take(&mut raster.faults) {
         let message = format!("{} was decoded to its last row, but {fault}", who());
         warnings.push(Warning::new(WarningKind::ImageTolerated, message));
@@ -258,7 +294,7 @@ fn settle(
             who()
         );
         warnings.push(Warning::new(WarningKind::ExifApplied, message));
-        return raster.into_upright();
+        return raster.into_upright(room);
     }
     match options.exif {
         Exif::Apply => {
@@ -268,7 +304,7 @@ fn settle(
                 who()
             );
             warnings.push(Warning::new(WarningKind::ExifApplied, message));
-            raster.into_upright()
+            raster.into_upright(room)
         }
         Exif::Ignore => {
             let message = format!(

@@ -1,6 +1,7 @@
 //! The tags of TIFF, which EXIF borrows, and the one of them that turns a picture.
 
-use super::RgbImage;
+use super::raster::Picture;
+use super::room::{PixelMemory, Room};
 
 /// The tags of the first directory of a TIFF file or an EXIF block.
 ///
@@ -174,8 +175,8 @@ impl Orientation {
         }
     }
 
-    /// Turns an image.
-    pub fn apply(self, image: RgbImage) -> RgbImage {
+    /// Turns an image, into memory from `room`.
+    pub fn apply(self, image: Picture, room: &dyn Room) -> Picture {
         let (w, h) = (image.width as usize, image.height as usize);
         // where output pixel (x, y) comes from
         let from = |x: usize, y: usize| match self.0 {
@@ -189,8 +190,8 @@ impl Orientation {
             _ => (x, y),
         };
         match self.0 {
-            2..=4 => permute(&image, w, h, from),
-            5..=8 => permute(&image, h, w, from),
+            2..=4 => permute(&image, w, h, room, from),
+            5..=8 => permute(&image, h, w, room, from),
             _ => image,
         }
     }
@@ -198,14 +199,16 @@ impl Orientation {
 
 /// Gathers `out_w` × `out_h` pixels in squares, so that a transposition stays within the cache.
 fn permute(
-    image: &RgbImage,
+    image: &Picture,
     out_w: usize,
     out_h: usize,
+    room: &dyn Room,
     from: impl Fn(usize, usize) -> (usize, usize),
-) -> RgbImage {
+) -> Picture {
     const SQUARE: usize = 32; // 32 rows of 96 bytes: 3 KB on either side
     let width = image.width as usize;
-    let mut data = vec![0; image.data.len()]; // [out_h, out_w, 3]
+    let mut memory = PixelMemory::new(room, image.data.len());
+    let (stored, data) = (&*image.data, &mut *memory); // [h, w, 3], [out_h, out_w, 3]
     for top in (0..out_h).step_by(SQUARE) {
         for left in (0..out_w).step_by(SQUARE) {
             let right = (left + SQUARE).min(out_w);
@@ -214,22 +217,30 @@ fn permute(
                 for (x, pixel) in (left..right).zip(row.chunks_exact_mut(3)) {
                     let (from_x, from_y) = from(x, y);
                     let at = 3 * (from_y * width + from_x);
-                    pixel.copy_from_slice(&image.data[at..at + 3]);
+                    pixel.copy_from_slice(&stored[at..at + 3]);
                 }
             }
         }
     }
-    RgbImage { width: out_w as u32, height: out_h as u32, data }
+    Picture { width: out_w as u32, height: out_h as u32, data: memory }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::RgbImage;
+    use crate::image::room::Heap;
 
     /// A picture of w × h pixels, each naming its place.
     fn places(w: u8, h: u8) -> RgbImage {
         let data = (0..h).flat_map(|y| (0..w).flat_map(move |x| [x, y, 7])).collect();
         RgbImage { width: w.into(), height: h.into(), data }
+    }
+
+    fn turn(number: u64, image: RgbImage) -> RgbImage {
+        let RgbImage { width, height, data } = image;
+        let picture = Picture { width, height, data: PixelMemory::Heap(data) };
+        Orientation::new(number).apply(picture, &Heap).into_image()
     }
 
     fn pixel(image: &RgbImage, x: usize, y: usize) -> [u8; 2] {
@@ -251,7 +262,7 @@ mod tests {
             (8, [39, 0], [39, 49]),
         ];
         for (number, top_left, top_right) in corners {
-            let turned = Orientation::new(number).apply(places(40, 50));
+            let turned = turn(number, places(40, 50));
             let (w, h) = if number < 5 { (40, 50) } else { (50, 40) };
             assert_eq!((turned.width, turned.height), (w, h), "orientation {number}");
             assert_eq!(pixel(&turned, 0, 0), top_left, "orientation {number}");
@@ -262,8 +273,8 @@ mod tests {
     #[test]
     fn every_orientation_has_its_inverse() {
         for (number, inverse) in [(2, 2), (3, 3), (4, 4), (5, 5), (6, 8), (7, 7), (8, 6)] {
-            let there = Orientation::new(number).apply(places(33, 70));
-            assert_eq!(Orientation::new(inverse).apply(there), places(33, 70), "orientation {number}");
+            let there = turn(number, places(33, 70));
+            assert_eq!(turn(inverse, there), places(33, 70), "orientation {number}");
         }
     }
 

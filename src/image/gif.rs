@@ -5,13 +5,14 @@ use weezl::{BitOrder, LzwStatus, decode::Decoder};
 use super::Limits;
 use super::pixels::Palette;
 use super::raster::Raster;
+use super::room::Room;
 use crate::error::ImageProblem;
 
 /// Decodes the first frame of a GIF file.
 ///
 /// The canvas grows where the frame sticks out of it. What the frame leaves open, and what it declares transparent,
 /// has alpha 0 and, under it, the transparent colour; without one, colour 0.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     let mut reader = Reader { rest: &bytes[6..] }; // past "GIF89a"
     let [w0, w1, h0, h1, flags, _background, _aspect] = reader.array()?;
     let canvas = [u16::from_le_bytes([w0, w1]), u16::from_le_bytes([h0, h1])].map(u32::from);
@@ -50,7 +51,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProbl
     }
 
     let palette = frame.palette.clone().or(global).unwrap_or_else(Palette::grey);
-    let mut raster = Raster::new(width, height);
+    let mut raster = Raster::new(width, height, room);
     if transparent.is_some() {
         raster = raster.with_alpha();
     }

@@ -6,6 +6,8 @@
 //! RGB8 ─┘                └ gif   bmp   tiff ┘
 //! ```
 //!
+//! RGB8 is written where whoever wants it says (`room`): a GPU's backend has it in memory that the device copies from.
+//!
 //! The yardstick is Pillow, because the model was trained on what `Image.open(path).convert("RGB")` and
 //! `resize(…, BICUBIC)` give: the pixels of every lossless format and of JPEG (feature `jpeg-exact`) equal Pillow
 //! 13's byte for byte, and so does the resize. Where they must not (a file whose data end early, an orientation, a
@@ -38,6 +40,7 @@ mod png;
 mod prepare;
 mod raster;
 pub mod resize;
+pub(crate) mod room;
 mod source;
 mod tiff;
 mod webp;

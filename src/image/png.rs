@@ -8,10 +8,11 @@ use super::Limits;
 use super::exif::Orientation;
 use super::pixels::{Palette, clip, grey_factor, grey_row, unpack_bits};
 use super::raster::Raster;
+use super::room::Room;
 use crate::error::ImageProblem;
 
 /// Decodes the default image of a PNG file (of an animation: its first frame).
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     let budget = usize::try_from(limits.alloc_bytes).unwrap_or(usize::MAX);
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: budget });
     decoder.set_transformations(Transformations::IDENTITY);
@@ -29,7 +30,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProbl
     let bits_per_pixel = info.bits_per_pixel();
     let row_bytes = info.raw_row_length() - 1; // without the byte that names its filter
 
-    let mut raster = Raster::new(width, height);
+    let mut raster = Raster::new(width, height, room);
     if samples.has_alpha() {
         raster = raster.with_alpha();
     }

@@ -1,15 +1,16 @@
 //! What every decoder hands over: RGB8, an alpha plane if there is one, an orientation, and faults survived.
 
-use super::RgbImage;
 use super::exif::Orientation;
 use super::pixels::div255;
+use super::room::{PixelMemory, Room};
+use super::{RgbImage, RgbView};
 
 /// A decoded image before alpha and orientation are dealt with.
 #[derive(Debug)]
 pub(super) struct Raster {
     pub width: u32,
     pub height: u32,
-    pub rgb: Vec<u8>,           // [height, width, 3]
+    pub rgb: PixelMemory,       // [height, width, 3]
     pub alpha: Option<Vec<u8>>, // [height, width]
     pub orientation: Orientation,
     /// The format, not EXIF, prescribes the orientation: it is applied always.
@@ -19,12 +20,17 @@ pub(super) struct Raster {
 }
 
 impl Raster {
-    pub fn new(width: u32, height: u32) -> Self {
-        let pixels = width as usize * height as usize;
+    /// Takes memory from `room`, of which every row is to be written.
+    pub fn new(width: u32, height: u32, room: &dyn Room) -> Self {
+        Self::of(width, height, PixelMemory::new(room, 3 * width as usize * height as usize))
+    }
+
+    /// Takes pixels that are there.
+    pub fn of(width: u32, height: u32, rgb: PixelMemory) -> Self {
         Self {
             width,
             height,
-            rgb: vec![0; 3 * pixels],
+            rgb,
             alpha: None,
             orientation: Orientation::default(),
             orientation_is_format: false,
@@ -68,14 +74,35 @@ impl Raster {
         }
     }
 
-    /// Turns the pixels upright.
-    pub fn into_upright(self) -> RgbImage {
-        let Self { width, height, rgb, orientation, .. } = self;
-        orientation.apply(RgbImage { width, height, data: rgb })
+    /// Turns the pixels upright, in memory from `room`.
+    pub fn into_upright(self, room: &dyn Room) -> Picture {
+        let orientation = self.orientation;
+        orientation.apply(self.into_stored(), room)
     }
 
     /// Takes the pixels as they are stored.
-    pub fn into_stored(self) -> RgbImage {
-        RgbImage { width: self.width, height: self.height, data: self.rgb }
+    pub fn into_stored(self) -> Picture {
+        Picture { width: self.width, height: self.height, data: self.rgb }
+    }
+}
+
+/// Finished pixels, tightly packed, wherever they lie.
+#[derive(Clone, Debug)]
+pub(super) struct Picture {
+    pub width: u32,
+    pub height: u32,
+    pub data: PixelMemory, // [height, width, 3]
+}
+
+impl Picture {
+    /// Borrows the pixels.
+    pub fn view(&self) -> RgbView<'_> {
+        RgbView::new(&self.data, self.width, self.height, 3 * self.width as usize)
+            .expect("a picture holds width * height * 3 bytes")
+    }
+
+    /// Takes the pixels to the heap.
+    pub fn into_image(self) -> RgbImage {
+        RgbImage { width: self.width, height: self.height, data: self.data.into_vec() }
     }
 }

@@ -10,6 +10,7 @@
 use super::exif::{ORIENTATION, Orientation, Tags};
 use super::pixels::{Palette, clip, cmyk_to_rgb, grey_factor, unpack_bits, unpremultiply};
 use super::raster::Raster;
+use super::room::Room;
 use super::{Limits, jpeg};
 use crate::error::ImageProblem;
 
@@ -18,14 +19,14 @@ mod unpack;
 use unpack::{Coding, Packing};
 
 /// Decodes the first page of a TIFF file.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     let tags =
         Tags::parse(bytes).ok_or_else(|| ImageProblem::Broken("its data end within its header".into()))?;
     if !tags.whole() {
         return Err(ImageProblem::Broken("its data end before the tags that describe them".into()));
     }
     let page = Page::read(&tags, limits)?;
-    let mut raster = Raster::new(page.width as u32, page.height as u32);
+    let mut raster = Raster::new(page.width as u32, page.height as u32, room);
     if page.alpha != Alpha::None {
         raster = raster.with_alpha();
     }

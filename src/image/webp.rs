@@ -9,10 +9,11 @@ use ::image::{ColorType, ImageDecoder as _, ImageError};
 use super::Limits;
 use super::exif::Orientation;
 use super::raster::Raster;
+use super::room::{Heap, PixelMemory, Room};
 use crate::error::ImageProblem;
 
 /// Decodes a WebP file (of an animation: its first frame, on its canvas).
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     // what is missing may be the pixels or, behind them, the orientation: either way it is another picture
     let declared = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
     if let Some(missing) = declared.saturating_add(8).checked_sub(bytes.len()).filter(|&missing| missing > 0)
@@ -24,11 +25,12 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProbl
     // RGBA, three planes of YUV or one of lossless ARGB, and the raster
     limits.check(width, height, 4 + 4 + 4)?;
     let has_alpha = decoder.color_type() == ColorType::Rgba8;
-    let mut samples = vec![0; decoder.total_bytes() as usize]; // [height, width, 3 or 4]
+    let place: &dyn Room = if has_alpha { &Heap } else { room };
+    let mut samples = PixelMemory::new(place, decoder.total_bytes() as usize); // [height, width, 3 or 4]
     decoder.read_image(&mut samples).map_err(problem)?;
 
     let mut raster = if has_alpha {
-        let mut raster = Raster::new(width, height).with_alpha();
+        let mut raster = Raster::new(width, height, room).with_alpha();
         for (y, row) in samples.chunks_exact(4 * width as usize).enumerate() {
             let (rgb, alpha) = raster.row_mut(y);
             for ((rgb, alpha), from) in rgb.chunks_exact_mut(3).zip(alpha).zip(row.as_chunks::<4>().0) {
@@ -38,7 +40,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProbl
         }
         raster
     } else {
-        Raster { width, height, rgb: samples, ..Raster::new(0, 0) }
+        Raster::of(width, height, samples)
     };
     raster.orientation = chunk(bytes, b"EXIF").map(Orientation::from_exif).unwrap_or_default();
     Ok(raster)

@@ -107,6 +107,12 @@ std::string check_launch(const Launch &l) {
     return "";
 }
 
+const Unordered *find_unordered(const std::vector<Unordered> &all, std::uint32_t epoch) {
+    const auto next = std::upper_bound(all.begin(), all.end(), epoch,
+                                       [](std::uint32_t e, const Unordered &u) { return e < u.first; });
+    return next != all.begin() && epoch <= std::prev(next)->last ? &*std::prev(next) : nullptr;
+}
+
 bool Executor::run(const Launch &l) {
     launch = &l;
     fault = Fault{};
@@ -130,6 +136,7 @@ bool Executor::run(const Launch &l) {
     hot.stacks_bytes = MAX_THREADS * STACK;
     hot.in_flight = in_flight.data();
     launch_epoch = epoch + 1;
+    unordered_from = l.unordered.empty() ? launch_epoch : l.unordered.front().first;
     blocks_begun.clear();
     bool good = true;
     for (std::uint64_t i = 0; i < blocks && good; i++) {

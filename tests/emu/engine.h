@@ -51,6 +51,14 @@ struct Kernel {
     int max_threads; // of its launch bounds; 0: none known
 };
 
+// What no stream, event or wait puts before a launch, though it ran first: its epochs (races.h), and its name.
+struct Unordered {
+    std::uint32_t first, last;
+    std::string what;
+};
+// The one that had this epoch, or null. They are sorted.
+const Unordered *find_unordered(const std::vector<Unordered> &all, std::uint32_t epoch);
+
 struct Launch {
     const Kernel *kernel;
     const unsigned char *packed; // parameters
@@ -60,6 +68,7 @@ struct Launch {
     std::uint64_t number;              // of this launch in this process, from 1
     std::vector<Memory *> memories;    // what the kernel may reach
     std::vector<Memory *> unreachable; // other devices without peer access
+    std::vector<Unordered> unordered;
 };
 
 // What went wrong, and where. `code` is the CUDA driver's error for it.
@@ -197,6 +206,7 @@ struct Executor {
     std::vector<unsigned char> in_flight;
     // For races.h. Epochs are never used twice, so cells need no clearing.
     std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
+    std::uint32_t unordered_from = 0; // first epoch of `launch->unordered`; the launch's own: there are none
     std::vector<Cell> cells;
     std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun; // first epoch, number of the block
     Dim block_of(std::uint32_t epoch) const;

@@ -15,7 +15,7 @@ Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim gr
     for (int i = 0; i < kernel.parameters; i++) {
         std::memcpy(packed.data() + kernel.offsets[i], parameters[i], kernel.sizes[i]);
     }
-    const Launch launch{&kernel, packed.data(), grid, block, shared_bytes, seed, 1, {&harness_memory()}, {}};
+    const Launch launch{&kernel, packed.data(), grid, block, shared_bytes, seed, 1, {&harness_memory()}, {}, {}};
     const std::string wrong = check_launch(launch);
     if (!wrong.empty()) {
         Fault fault;

@@ -18,10 +18,11 @@
 //
 // Global memory has the same traces, without lines. Blocks of one launch are not ordered, whatever their
 // epochs: an access of this launch that is older than the running block belongs to another block, and races.
-// Launches are ordered. Atomic updates leave no trace. A second set of bits says what was ever written, by
-// kernels, copies or fills.
+// One of an earlier launch or copy races where no stream, event or wait puts that before this one
+// (driver/order.h). Atomic updates leave no trace. A second set of bits says what was ever written, by kernels,
+// copies or fills.
 //
-// Single bytes are not tracked: neighbours share a cell.
+// Single bytes are not tracked inside a launch: neighbours share a cell. Between launches they are.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,7 @@ constexpr unsigned CELL = 2; // bytes
 constexpr std::uint16_t ONE_WARP = 0x4000;  // | warp: several of its lanes
 constexpr std::uint16_t SEVERAL = 0x8000;   // warps
 constexpr std::uint16_t BLOCKS = 0xfffe;    // several blocks of this launch (global memory)
-constexpr std::uint16_t UNTRACKED = 0xffff; // written in single bytes
+constexpr std::uint16_t UNTRACKED = 0xffff; // touched in single bytes, or by a copy
 
 struct Trace {
     std::uint32_t write_epoch;
@@ -72,7 +73,7 @@ inline bool write_conflicts(const Trace &c, const Moment &now) {
 }
 
 inline bool read_conflicts(const Trace &c, const Moment &now) {
-    if (c.read_epoch != now.epoch) {
+    if (c.read_epoch != now.epoch || c.reader == UNTRACKED) {
         return false;
     }
     if (c.reader < ONE_WARP) {
@@ -82,7 +83,7 @@ inline bool read_conflicts(const Trace &c, const Moment &now) {
 }
 
 inline void note_read(Trace &c, const Moment &now) {
-    if (c.read_epoch != now.epoch) {
+    if (c.read_epoch != now.epoch || c.reader == UNTRACKED) {
         c.reader = now.thread;
     } else if (c.reader != now.thread && c.reader < SEVERAL) {
         const unsigned warp = c.reader < ONE_WARP ? c.reader / 32u : c.reader & ~ONE_WARP;
@@ -109,14 +110,18 @@ inline bool global_write_conflicts(const Trace &c, const Moment &now, std::uint3
     return (other_block(c.write_epoch, launch, block) && c.writer != UNTRACKED) || write_conflicts(c, now);
 }
 
+inline bool read_by_others(const Trace &c, std::uint32_t launch, std::uint32_t block) {
+    return (other_block(c.read_epoch, launch, block) && c.reader != UNTRACKED) ||
+           (c.read_epoch >= launch && c.reader == BLOCKS);
+}
+
 inline bool global_read_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
                                   std::uint32_t block) {
-    return other_block(c.read_epoch, launch, block) || (c.read_epoch >= launch && c.reader == BLOCKS) ||
-           read_conflicts(c, now);
+    return read_by_others(c, launch, block) || read_conflicts(c, now);
 }
 
 inline void note_global_read(Trace &c, const Moment &now, std::uint32_t launch, std::uint32_t block) {
-    if (other_block(c.read_epoch, launch, block) || (c.read_epoch >= launch && c.reader == BLOCKS)) {
+    if (read_by_others(c, launch, block)) {
         c.reader = BLOCKS;
         c.read_epoch = now.epoch;
         return;

@@ -74,6 +74,27 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
         pc);
 }
 
+void look_for_unordered(const Trace *first, std::size_t count, std::uintptr_t address, std::size_t bytes,
+                        Access access, const void *pc) {
+    const Executor &ex = *hot.executor;
+    const auto other = [&](std::uint32_t epoch) {
+        return epoch >= ex.unordered_from && epoch < ex.launch_epoch
+                   ? find_unordered(ex.launch->unordered, epoch)
+                   : nullptr;
+    };
+    for (const Trace *c = first; c != first + count; c++) {
+        const Unordered *writer = other(c->write_epoch);
+        const Unordered *found = writer != nullptr || access == Access::Read ? writer : other(c->read_epoch);
+        if (found != nullptr) {
+            hot.executor->fail(719, "race between launches",
+                               access_name(access, bytes) + " at " + place(address) + ", which " +
+                                   found->what + (writer != nullptr ? " wrote" : " read") +
+                                   ": no stream, event or wait puts one before the other",
+                               pc);
+        }
+    }
+}
+
 void nothing_in_global(std::uintptr_t address, std::size_t bytes, const void *pc) {
     hot.executor->fail(
         719, "uninitialised memory",

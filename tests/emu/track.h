@@ -17,6 +17,9 @@ const char *verb(Access access);
 [[noreturn]] void nothing_in_shared(std::uintptr_t address, std::size_t bytes, const void *pc);
 [[noreturn]] void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::size_t bytes,
                               Access access, const void *pc);
+// What launches and copies that are not ordered with this launch did to the cells.
+void look_for_unordered(const Trace *first, std::size_t count, std::uintptr_t address, std::size_t bytes,
+                        Access access, const void *pc);
 [[noreturn]] void nothing_in_global(std::uintptr_t address, std::size_t bytes, const void *pc);
 
 // ---- the fast paths ----
@@ -92,10 +95,16 @@ inline __attribute__((always_inline)) void track_global(const Shadow &shadow, st
     Trace *c = shadow.traces + first;
     const Executor &ex = *hot.executor;
     const std::uint32_t launch = ex.launch_epoch, block = ex.first_epoch;
+    if (__builtin_expect(ex.unordered_from != launch, 0)) {
+        look_for_unordered(c, count, address, bytes, access, pc);
+    }
     if (access == Access::Atomic || bytes < CELL) {
         if (access == Access::Write) {
             c->write_epoch = ex.epoch;
             c->writer = UNTRACKED;
+        } else if (access == Access::Read && c->read_epoch < launch) {
+            c->read_epoch = ex.epoch;
+            c->reader = UNTRACKED;
         }
         return;
     }

@@ -60,6 +60,13 @@ pub fn pending() -> usize {
     unsafe { load().get::<Pending>("emu_pending").unwrap()() }
 }
 
+/// Times that a fault of EMU_PLANT changed something.
+pub fn planted() -> usize {
+    type Planted = unsafe extern "C" fn() -> usize;
+    // SAFETY: a function of this repository's own (tests/emu/driver/plant.cpp), of this type.
+    unsafe { load().get::<Planted>("emu_planted").unwrap()() }
+}
+
 /// A number of the kernels' headers, which the emulated device knows.
 pub fn constant(name: &str) -> Option<i64> {
     let name = CString::new(name).unwrap();

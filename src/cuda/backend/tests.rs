@@ -1,13 +1,16 @@
 //! The whole job on the emulated device, against the CPU's.
 
 use half::f16;
+use rayon::prelude::*;
 
 use super::*;
 use crate::Encoder;
 use crate::checkpoint::{Checkpoint, RangePolicy};
+use crate::cuda::blocks::STEP;
 use crate::cuda::driver::DeviceMemory;
 use crate::cuda::testkit::{Random, bits, images, least_cosine, provide_device, relative_l2, wide};
 use crate::encoder::EncoderOptions;
+use crate::image::room::Room as _;
 use crate::image::{ImageSource, Resample, RgbImage};
 use crate::packing::PackedPlan;
 use crate::prompt::{Planner, Request, SequencePlan};
@@ -18,7 +21,7 @@ use crate::tokenizer::Tokenizer;
 struct Both {
     cpu: Encoder,
     cuda: Encoder,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Both {
@@ -30,7 +33,7 @@ impl Both {
         let cpu = options.clone().device(crate::backend::Device::Cpu);
         let cpu = Encoder::open_with(dir.path().join("model"), cpu).unwrap();
         let cuda = on_gpus(&[0], &dir.path().join("model"), options);
-        Self { cpu, cuda, _dir: dir }
+        Self { cpu, cuda, dir }
     }
 
     fn plan(&self, prompt: &str, images: usize) -> SequencePlan {
@@ -40,13 +43,19 @@ impl Both {
 
 /// Opens a directory on devices of the tests.
 pub(crate) fn on_gpus(ordinals: &[usize], dir: &std::path::Path, options: &EncoderOptions) -> Encoder {
+    with_devices(ordinals, dir, options).0
+}
+
+/// As [`on_gpus`], with a look at the devices.
+fn with_devices(ordinals: &[usize], dir: &std::path::Path, options: &EncoderOptions) -> (Encoder, Shared) {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let planner = Planner::new(Tokenizer::from_dir(dir).unwrap(), checkpoint.config().clone()).unwrap();
     let weights = checkpoint.stored_weights().unwrap();
     let source = Source::Stored(&weights, RangePolicy::Refuse);
     let gpus = ordinals.iter().map(|&ordinal| Gpu::open_with(ordinal, images()).unwrap()).collect();
     let (backend, _) = CudaBackend::new(gpus, checkpoint.config(), source, checkpoint.embedding()).unwrap();
-    Encoder::on(Box::new(backend), &checkpoint, planner, options.clone())
+    let devices = backend.devices().clone();
+    (Encoder::on(Box::new(backend), &checkpoint, planner, options.clone()), devices)
 }
 
 /// Pictures of the tower's size and of others: wider, taller, smaller, a pixel.
@@ -60,8 +69,18 @@ pub(crate) fn pictures(count: usize) -> Vec<RgbImage> {
     (0..count).map(|i| picture(sizes[i % sizes.len()])).collect()
 }
 
-pub(crate) fn sources(pictures: &[RgbImage]) -> Vec<ImageSource<'_>> {
-    pictures.iter().map(Into::into).collect()
+pub(crate) fn sources<P: std::borrow::Borrow<RgbImage>>(pictures: &[P]) -> Vec<ImageSource<'_>> {
+    pictures.iter().map(|picture| picture.borrow().into()).collect()
+}
+
+/// The same pictures as PNG files.
+pub(crate) fn files(pictures: &[RgbImage]) -> Vec<ImageSource<'static>> {
+    let file = |picture: &RgbImage| {
+        let mut file = Vec::new();
+        picture.write_png(&mut file).unwrap();
+        file.into()
+    };
+    pictures.iter().map(file).collect()
 }
 
 pub(crate) fn encode<'p>(
@@ -129,6 +148,32 @@ fn bits_do_not_depend_on_batch_position_or_group() {
                 assert!(rows(&plan, &filled, k) == alone[i], "image {i} in {order:?}");
             }
         }
+    }
+}
+
+#[test]
+fn files_are_as_their_pixels_however_few_blocks_there_are() {
+    let both = Both::new(DType::Bf16, &EncoderOptions::new());
+    let (cuda, devices) = with_devices(&[0], &both.dir.path().join("model"), &EncoderOptions::new());
+    let pictures = pictures(14); // more than a group
+    let images = files(&pictures);
+    let plan = both.plan(&"<ImageHere>".repeat(14), 14);
+    let expected = encode(&both.cuda, &plan, &sources(&pictures));
+    for blocks in [0, 3, 4, 30] {
+        lock(&devices).bound_pool(blocks * STEP);
+        let pool = lock(&devices).pool().clone();
+        for round in 0..2 {
+            assert!(
+                bits(&encode(&cuda, &plan, &images)) == bits(&expected),
+                "{blocks} blocks, round {round}"
+            );
+            let (count, bytes) = pool.size();
+            assert!(count <= blocks.min(14) && bytes == count * STEP, "{count} blocks of {bytes} bytes");
+            assert!(count > 0 || blocks == 0);
+        }
+        // All of them are somewhere else: nobody waits for them.
+        let _held: Vec<_> = std::iter::from_fn(|| pool.lend(1)).collect();
+        assert!(bits(&encode(&cuda, &plan, &images)) == bits(&expected), "{blocks} blocks, none free");
     }
 }
 
@@ -306,6 +351,34 @@ fn calls_from_several_threads_queue() {
             });
         }
     });
+}
+
+/// Does `work` on a thread of its own; a test that would never end fails instead.
+fn within_a_minute(what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(std::time::Duration::from_secs(60)).unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+#[test]
+fn calls_from_inside_a_thread_pool_end() {
+    let both = Arc::new(Both::new(DType::Bf16, &EncoderOptions::new()));
+    let pictures = pictures(5);
+    let plan = both.plan(&"<ImageHere>".repeat(5), 5);
+    let expected = bits(&encode(&both.cuda, &plan, &sources(&pictures)));
+    let files = files(&pictures);
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (both, plan, files, expected) = (both.clone(), plan.clone(), files.clone(), expected.clone());
+        // While one call has the devices, threads that wait for it take up others; none may wait for itself.
+        within_a_minute(&format!("{threads} threads"), move || {
+            let call = |_| assert!(bits(&encode(&both.cuda, &plan, &files)) == expected);
+            pool.install(|| (0..4).into_par_iter().for_each(call));
+        });
+    }
 }
 
 #[test]

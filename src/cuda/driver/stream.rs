@@ -129,6 +129,31 @@ impl Stream {
         self.copy_in(to.ptr().address(), from)
     }
 
+    /// Copies `rows` rows of `columns` bytes, without gaps in pinned memory, to rows `pitch` bytes apart, by one copy.
+    /// Returns at once. What lies between the rows is not written.
+    ///
+    /// # Safety
+    /// As [`Stream::upload`].
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `from` is too short or the rows do not fit; [`Error::Device`] if the driver fails.
+    pub(crate) unsafe fn upload_rows(
+        &self,
+        to: Span<u8>,
+        pitch: usize,
+        from: &PinnedMemory,
+        (rows, columns): (usize, usize),
+    ) -> Result<()> {
+        rows_fit(to, pitch, rows, columns)?;
+        if rows * columns > from.len() {
+            return Err(Error::Internal(format!("{rows} rows of {columns} from {} bytes", from.len())));
+        }
+        let device = pitched(CUmemorytype::CU_MEMORYTYPE_DEVICE, to.ptr().address(), pitch);
+        let host = pitched(CUmemorytype::CU_MEMORYTYPE_HOST, from.as_ptr() as u64, columns);
+        // SAFETY: both sides were checked; that `from` stays is the caller's promise.
+        unsafe { self.copy_rows(device, host, columns, rows) }
+    }
+
     /// Copies from any memory of the host, and waits for that.
     ///
     /// # Errors
@@ -431,6 +456,11 @@ impl Event {
         let result = unsafe { cuEventCreate(&mut raw, flags) };
         context.check(|| "cuEventCreate".into(), result)?;
         Ok(Self { context: context.clone(), raw })
+    }
+
+    /// The context it belongs to.
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
     }
 
     /// Moves this event to the end of what `stream` was given so far.

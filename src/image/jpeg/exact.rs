@@ -17,6 +17,7 @@ use mozjpeg_sys as sys;
 use super::{Headers, Samples, Stored};
 use crate::error::ImageProblem;
 use crate::image::Limits;
+use crate::image::room::Room;
 
 /// Scans beyond this number only serve to waste time: an honest progressive file has about ten.
 const MAX_SCANS: c_int = 500;
@@ -27,9 +28,10 @@ pub(super) fn decode(
     headers: &Headers,
     stored: Stored,
     limits: &Limits,
+    room: &dyn Room,
 ) -> Result<Samples, ImageProblem> {
     let mut decoder = Decoder::new()?;
-    let mut samples = caught(|| decoder.rows(bytes, stored, limits))?;
+    let mut samples = caught(|| decoder.rows(bytes, stored, limits, room))?;
     // What follows the last row may be as broken as it likes; it only earns a word.
     if let Err(problem) = caught(|| decoder.finish()) {
         decoder.warnings.borrow_mut().note(format!("after its last row: {problem}"));
@@ -152,7 +154,13 @@ impl<'a> Decoder<'a> {
     }
 
     /// Decodes every row. Runs inside [`caught`].
-    fn rows(&mut self, bytes: &'a [u8], stored: Stored, limits: &Limits) -> Result<Samples, ImageProblem> {
+    fn rows(
+        &mut self,
+        bytes: &'a [u8],
+        stored: Stored,
+        limits: &Limits,
+        room: &dyn Room,
+    ) -> Result<Samples, ImageProblem> {
         let info = &mut *self.info;
         // SAFETY: `info` was created by libjpeg; `bytes` outlives it (`'a`).
         unsafe { sys::jpeg_mem_src(info, bytes.as_ptr(), bytes.len() as c_ulong) };
@@ -210,7 +218,7 @@ impl<'a> Decoder<'a> {
         }
 
         let row_bytes = width as usize * components;
-        let mut data = vec![0u8; row_bytes * height as usize]; // [height, width, components]
+        let mut data = Samples::memory(width, height, components, room); // [height, width, components]
         let mut left = &mut data[..];
         while !left.is_empty() {
             const AT_ONCE: usize = 4; // libjpeg has one to four rows ready at a time

@@ -4,6 +4,7 @@ use super::Limits;
 use super::exif::Orientation;
 use super::pixels::cmyk_to_rgb;
 use super::raster::Raster;
+use super::room::{Heap, PixelMemory, Room};
 use crate::error::ImageProblem;
 
 // libjpeg reports errors by unwinding; where panics abort, it would take the process along.
@@ -27,9 +28,17 @@ pub(super) struct Samples {
     pub height: u32,
     /// 1: grey, 3: RGB, 4: CMYK.
     pub components: usize,
-    pub data: Vec<u8>, // [height, width, components]
+    pub data: PixelMemory, // [height, width, components]
     /// Faults survived; each half a sentence.
     faults: Vec<String>,
+}
+
+impl Samples {
+    /// Memory for samples: from `room` where they are RGB8 already.
+    fn memory(width: u32, height: u32, components: usize, room: &dyn Room) -> PixelMemory {
+        let bytes = width as usize * height as usize * components;
+        PixelMemory::new(if components == 3 { room } else { &Heap }, bytes)
+    }
 }
 
 /// What the components of a JPEG are.
@@ -44,19 +53,19 @@ pub(super) enum Stored {
 }
 
 /// Decodes a JPEG file.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Raster, ImageProblem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits, room: &dyn Room) -> Result<Raster, ImageProblem> {
     let headers = Headers::parse(bytes);
     let Samples { width, height, components, data, faults } =
-        decoder::decode(bytes, &headers, Stored::Marked, limits)?;
+        decoder::decode(bytes, &headers, Stored::Marked, limits, room)?;
     let mut raster = match components {
-        3 => Raster { width, height, rgb: data, ..Raster::new(0, 0) },
+        3 => Raster::of(width, height, data),
         1 => {
-            let mut raster = Raster::new(width, height);
-            raster.rgb.chunks_exact_mut(3).zip(&data).for_each(|(pixel, &grey)| pixel.fill(grey));
+            let mut raster = Raster::new(width, height, room);
+            raster.rgb.chunks_exact_mut(3).zip(&*data).for_each(|(pixel, &grey)| pixel.fill(grey));
             raster
         }
         _ => {
-            let mut raster = Raster::new(width, height);
+            let mut raster = Raster::new(width, height, room);
             for (pixel, inverted) in raster.rgb.chunks_exact_mut(3).zip(data.as_chunks::<4>().0) {
                 pixel.copy_from_slice(&cmyk_to_rgb(inverted.map(|sample| 255 - sample)));
             }
@@ -79,7 +88,7 @@ pub(super) fn decode_part(
     let side = width.max(height).saturating_add(64);
     let pixels = (u64::from(width) + 64) * (u64::from(height) + 64);
     let limits = Limits { side, pixels, ..Limits::default() };
-    let samples = decoder::decode(bytes, &Headers::parse(bytes), stored, &limits)?;
+    let samples = decoder::decode(bytes, &Headers::parse(bytes), stored, &limits, &Heap)?;
     if samples.width < width || samples.height < height {
         let (w, h) = (samples.width, samples.height);
         return Err(ImageProblem::Broken(format!(

@@ -9,6 +9,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use super::{Headers, Samples, Stored};
 use crate::error::ImageProblem;
 use crate::image::Limits;
+use crate::image::room::Room;
 
 /// Decodes the file to grey, RGB or (inverted) CMYK.
 pub(super) fn decode(
@@ -16,6 +17,7 @@ pub(super) fn decode(
     headers: &Headers,
     stored: Stored,
     limits: &Limits,
+    room: &dyn Room,
 ) -> Result<Samples, ImageProblem> {
     let broken = |error: zune_jpeg::errors::DecodeErrors| ImageProblem::Broken(error.to_string());
     let Some(frame) = &headers.frame else {
@@ -49,9 +51,10 @@ pub(super) fn decode(
     if decoder.dimensions() != Some((frame.width as usize, frame.height as usize)) {
         return Err(ImageProblem::Broken("its headers contradict each other".into()));
     }
-    let data = decoder.decode().map_err(broken)?; // [height, width, components]
-    if data.len() != frame.width as usize * frame.height as usize * components {
+    let mut data = Samples::memory(frame.width, frame.height, components, room); // [height, width, components]
+    if decoder.output_buffer_size() != Some(data.len()) {
         return Err(ImageProblem::Broken("its headers contradict each other".into()));
     }
+    decoder.decode_into(&mut data).map_err(broken)?;
     Ok(Samples { width: frame.width, height: frame.height, components, data, faults: Vec::new() })
 }

@@ -4,6 +4,7 @@
 // this library.
 #include <cstring>
 
+#include "plant.h"
 #include "state.h"
 
 using namespace emu;
@@ -51,7 +52,7 @@ CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, un
     c.grid = grid;
     c.block = block;
     c.shared_bytes = shared;
-    const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}};
+    const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}, {}};
     const std::string wrong = check_launch(probe);
     if (!wrong.empty()) {
         return refuse(std::string(kernel.name) + ": " + wrong);
@@ -75,7 +76,7 @@ CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, un
         }
         std::memcpy(c.packed.data() + kernel.offsets[i], parameters[i], kernel.sizes[i]);
     }
-    return d.enqueue(stream, std::move(c));
+    return planted_launch(c, stream, device) ? d.enqueue(stream, std::move(c)) : SUCCESS;
 }
 
 } // namespace

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "plant.h"
 #include "state.h"
 
 using namespace emu;
@@ -75,10 +76,13 @@ CUresult copy(Driver &d, Stream *stream, Place to, bool to_device, Place from, b
     c.from = from;
     c.bytes = bytes;
     c.rows = rows;
+    if (!planted_upload(c)) {
+        return SUCCESS;
+    }
     if (!stream->capture) {
         const std::size_t from_span = (rows - 1) * from.pitch + bytes,
                           to_span = (rows - 1) * to.pitch + bytes;
-        if (from.memory == nullptr && !wait && !d.is_pinned(from.address, from_span)) {
+        if (from.memory == nullptr && !c.staged && !wait && !d.is_pinned(from.address, from_span)) {
             c.staged = std::make_shared<std::vector<unsigned char>>(bytes * rows);
             for (std::size_t row = 0; row < rows; row++) {
                 std::memcpy(c.staged->data() + row * bytes,
@@ -87,9 +91,20 @@ CUresult copy(Driver &d, Stream *stream, Place to, bool to_device, Place from, b
         }
         wait = wait || (to.memory == nullptr && !d.is_pinned(to.address, to_span));
     }
+    const bool lent = !stream->capture && !wait && from.memory == nullptr && !c.staged;
+    if (lent) {
+        d.lend(stream, c);
+    }
+    if (!stream->capture && !wait && to.memory == nullptr) {
+        // What is there before the copy's turn is anything.
+        for (std::size_t row = 0; row < rows; row++) {
+            poison(reinterpret_cast<void *>(to.address + row * to.pitch), bytes);
+        }
+    }
     const CUresult code = d.enqueue(stream, std::move(c));
     if (code == SUCCESS && wait && !stream->capture) {
         d.finish(stream->last);
+        d.waited(stream->clock);
         return stream->device->sticky;
     }
     return code;
@@ -143,7 +158,7 @@ static CUresult allocate(Driver &d, Device *device, CUdeviceptr *out, std::size_
     if (bytes == 0) {
         return INVALID_VALUE;
     }
-    *out = planted_allocation_failure() ? 0 : device->memory.allocate(bytes, pooled);
+    *out = planted_allocation_failure() ? 0 : device->memory.allocate(planted_bytes(bytes), pooled);
     log_line("alloc", "\"device\":" + std::to_string(device->index) + ",\"bytes\":" + std::to_string(bytes) +
                           ",\"address\":" + std::to_string(*out));
     return *out != 0 ? SUCCESS : OUT_OF_MEMORY;

@@ -1,4 +1,5 @@
 // api_stream.cpp: streams, events, capture and graphs.
+#include "plant.h"
 #include "state.h"
 
 using namespace emu;
@@ -61,7 +62,11 @@ CUAPI cuStreamSynchronize(void *handle) {
     if (stream->capture) {
         return spoil(stream);
     }
+    if (planted_skip("cuStreamSynchronize", stream)) {
+        return SUCCESS;
+    }
     d.finish_stream(stream);
+    d.waited(stream->clock);
     return device->sticky;
 }
 
@@ -76,7 +81,8 @@ CUAPI cuStreamQuery(void *handle) {
         return spoil(stream);
     }
     if (d.done(stream->last)) {
-        return SUCCESS;
+        d.waited(stream->clock);
+        return device->sticky;
     }
     if (d.random.below(2) == 0) {
         d.advance(stream->last);
@@ -91,6 +97,9 @@ CUAPI cuStreamWaitEvent(void *handle, void *event_handle, unsigned flags) {
     Event *event = event_of(d, event_handle);
     if (stream == nullptr || event == nullptr) {
         return INVALID_HANDLE;
+    }
+    if (planted_skip("cuStreamWaitEvent", stream)) {
+        return SUCCESS;
     }
     if (event->capture) {
         // The stream joins the capture in which the event was recorded.
@@ -111,6 +120,7 @@ CUAPI cuStreamWaitEvent(void *handle, void *event_handle, unsigned flags) {
         stream->capture->invalid = true;
         return CAPTURE_ISOLATION;
     }
+    stream->clock.join(event->clock);
     if (event->work == 0 || d.done(event->work)) {
         return SUCCESS;
     }
@@ -159,6 +169,9 @@ CUAPI cuEventRecord(void *event_handle, void *handle) {
     if (stream == nullptr || event == nullptr) {
         return INVALID_HANDLE;
     }
+    if (planted_skip("cuEventRecord", stream)) {
+        return SUCCESS;
+    }
     if (stream->capture) {
         event->capture = stream->capture;
         event->tail = stream->tail;
@@ -170,6 +183,7 @@ CUAPI cuEventRecord(void *event_handle, void *handle) {
     c.stamp = event->stamp = std::make_shared<Stamp>();
     const CUresult code = d.enqueue(stream, std::move(c));
     event->work = stream->last;
+    event->clock = stream->clock;
     return code;
 }
 CUAPI cuEventRecordWithFlags(void *event, void *stream, unsigned) { return cuEventRecord(event, stream); }
@@ -184,7 +198,11 @@ CUAPI cuEventSynchronize(void *handle) {
         event->capture->invalid = true;
         return 907; // captured event
     }
+    if (planted_skip("cuEventSynchronize")) {
+        return SUCCESS;
+    }
     d.finish(event->work);
+    d.waited(event->clock);
     return device->sticky;
 }
 
@@ -199,7 +217,8 @@ CUAPI cuEventQuery(void *handle) {
         return 907;
     }
     if (d.done(event->work)) {
-        return SUCCESS;
+        d.waited(event->clock);
+        return device->sticky;
     }
     if (d.random.below(2) == 0) {
         d.advance(event->work);
@@ -324,6 +343,7 @@ CUAPI cuGraphInstantiateWithFlags(void **out, void *handle, unsigned long long f
     }
     auto exec = std::make_shared<GraphExec>();
     exec->nodes = found->second->nodes;
+    planted_graph(*exec);
     exec->number = static_cast<int>(++d.graph_count);
     d.executables[exec.get()] = exec;
     *out = exec.get();

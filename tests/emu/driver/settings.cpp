@@ -5,17 +5,19 @@
 //     EMU_SEED     orders and tempers; 0 (default)       EMU_MEMORY    bytes per device, default 4 GiB
 //     EMU_LOG      a file: one JSON line per event       EMU_ABORT     1: a kernel's fault ends the program
 //     EMU_RACES    0: no traces of device memory (they take 8 bytes per byte that kernels touch)
+//     EMU_PLANT    faults of the program, for tests of tests: see plant.h
 //     EMU_NO_PEER  1: the two devices cannot reach one another's memory
 //     EMU_FAIL     launch:NAME:CODE  the next launch of NAME fails with CODE when it runs (sticky);
 //                  launch:NAME:CODE:DEVICE  the next on that device
 //                  alloc:N           the N-th device allocation from now is out of memory (several: a,b)
 //
-// Read by the first cuInit. emu_set changes one later, where a change has meaning (SEED, LOG, FAIL, ABORT,
+// Read by the first cuInit. emu_set changes one later, where a change has meaning (SEED, LOG, FAIL, PLANT, ABORT,
 // and MEMORY and DEVICES before cuInit).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
+#include "plant.h"
 #include "state.h"
 
 namespace emu {
@@ -40,6 +42,11 @@ bool apply(const std::string &name, const char *value) {
     } else if (name == "FAIL") {
         s.fail = value;
         driver().allocations = 0;
+    } else if (name == "PLANT") {
+        if (!read_plants(value)) {
+            std::fprintf(stderr, "emulated device: EMU_PLANT=%s: see tests/emu/driver/plant.h\n", value);
+            return false;
+        }
     } else if (name == "RACES") {
         s.races = std::strcmp(value, "0") != 0;
     } else if (name == "NO_PEER") {
@@ -67,7 +74,8 @@ bool apply(const std::string &name, const char *value) {
 } // namespace
 
 void read_settings() {
-    for (const char *name : {"CC", "DEVICES", "SEED", "MEMORY", "FAIL", "ABORT", "NO_PEER", "RACES", "LOG"}) {
+    for (const char *name : {"CC", "DEVICES", "SEED", "MEMORY", "FAIL", "ABORT", "NO_PEER", "RACES",
+                             "PLANT", "LOG"}) {
         if (const char *value = std::getenv((std::string("EMU_") + name).c_str())) {
             apply(name, value);
         }
@@ -185,7 +193,12 @@ __attribute__((visibility("default"))) void emu_heal() {
     const std::lock_guard<std::mutex> held(d.lock);
     for (auto &device : d.devices) {
         device->sticky = SUCCESS;
+        d.host.join(device->legacy.clock);
     }
+    for (const emu::Stream *stream : d.streams) {
+        d.host.join(stream->clock);
+    }
+    d.history = emu::History{};
     d.last_report.clear();
 }
 

@@ -26,6 +26,7 @@
 #include "../memory.h"
 #include "../registry.h"
 #include "abi.h"
+#include "order.h"
 
 namespace emu {
 
@@ -69,6 +70,17 @@ struct Work {
     int stream;
     std::vector<std::uint64_t> after;
     Command command;
+    Clock clock; // what it comes after, and itself
+};
+
+// Page-locked memory that an upload reads: nobody may change it before somebody waited for the upload.
+struct Lent {
+    Device *device;
+    int stream;
+    std::uint64_t work;
+    Place from;
+    std::size_t bytes, rows;
+    std::uint64_t hash; // when it was enqueued
 };
 
 struct Node {
@@ -91,11 +103,12 @@ struct GraphExec {
 };
 
 struct Stream {
-    int number = 0;
+    int number = 0; // 0, -1, .. legacy ones
     Device *device = nullptr;
     bool blocking = true; // ordered with the legacy default stream
     bool legacy = false;
     std::deque<Work> queue;
+    Clock clock; // of the newest work ever enqueued
     std::uint64_t last = 0; // the newest work ever enqueued
     // While capturing: what the next captured command comes after.
     std::shared_ptr<Graph> capture;
@@ -104,6 +117,7 @@ struct Stream {
 
 struct Event {
     std::uint64_t work = 0; // of the latest record
+    Clock clock;            // the same
     std::shared_ptr<Stamp> stamp;
     bool timed = true;
     std::shared_ptr<Graph> capture; // recorded in a capture: depends on these nodes
@@ -123,6 +137,7 @@ struct Device {
     Device(int index, std::size_t limit, bool races) : index(index), memory(index, limit, false, races) {
         legacy.device = this;
         legacy.legacy = true;
+        legacy.number = -index;
     }
     int index;
     Memory memory;
@@ -161,6 +176,9 @@ struct Driver {
     std::unique_ptr<Executor> executor;
     int rounds = 0;            // of work under way: see work.cpp
     std::set<Memory *> opened; // to kernels, until the round ends
+    Clock host;                // what the program waited for
+    History history;
+    std::vector<Lent> lent;
 
     // ---- work.cpp ----
     // Appends to the stream, or to the graph that it captures. The code to return.
@@ -168,6 +186,9 @@ struct Driver {
     void finish(std::uint64_t work); // does it, and what it needs
     void finish_stream(Stream *stream);
     void finish_device(Device *device);
+    // The program knows now that all this is over, done as it is: looks at what it had lent.
+    void waited(const Clock &clock);
+    void lend(Stream *stream, const Command &copy); // about to be enqueued
     bool done(std::uint64_t work) const { return pending.find(work) == pending.end(); }
     // One piece of what `work` needs, if anything: for polls.
     void advance(std::uint64_t work);
@@ -183,8 +204,13 @@ struct Driver {
 
   private:
     void perform_front(Stream *stream);
-    void perform(Device *device, const Command &command, int graph, int stream);
-    void perform_launch(Device *device, const Command &command);
+    void perform(Device *device, const Command &command, int graph, const Turn &turn);
+    void perform_launch(Device *device, const Command &command, const Turn &turn);
+    void perform_copy(Device *device, const Command &command, const Turn &turn);
+    // What a copy or fill reads or writes on a device: leaves its trace; false after a race.
+    bool trace(Device *device, const Command &command, const Turn &turn);
+    bool unchanged(const Lent &lent); // else a report
+    Executor &engine();
     void fail(Device *device, CUresult code, const std::string &report);
 };
 

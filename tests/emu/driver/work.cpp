@@ -32,6 +32,11 @@ const char *direction(const Command &c) {
     return c.from.memory == nullptr ? "HtoD" : c.from.memory == c.to.memory ? "DtoD" : "peer";
 }
 
+std::string name_of(const Command &c) {
+    const std::string bytes = std::to_string(c.bytes * c.rows) + " bytes";
+    return c.kind == Command::Fill ? "fill of " + bytes : std::string(direction(c)) + " copy of " + bytes;
+}
+
 void log_command(const char *event, const Command &c, int device, int stream, int graph) {
     if (!logging()) {
         return;
@@ -82,21 +87,32 @@ CUresult Driver::enqueue(Stream *stream, Command command, std::vector<std::uint6
         stream->tail = {graph.nodes.size() - 1};
         return SUCCESS;
     }
+    if (pending.empty()) {
+        history.forget(host);
+    }
+    stream->clock.join(host);
+    const auto comes_after = [&](const Stream &other) {
+        stream->clock.join(other.clock);
+        if (!done(other.last)) {
+            after.push_back(other.last);
+        }
+    };
     // The legacy default stream comes after all blocking streams of its device, and they after it.
     if (stream->legacy) {
-        for (Stream *other : streams) {
-            if (other->device == stream->device && other->blocking && !done(other->last)) {
-                after.push_back(other->last);
+        for (const Stream *other : streams) {
+            if (other->device == stream->device && other->blocking) {
+                comes_after(*other);
             }
         }
-    } else if (stream->blocking && !done(stream->device->legacy.last)) {
-        after.push_back(stream->device->legacy.last);
+    } else if (stream->blocking) {
+        comes_after(stream->device->legacy);
     }
     log_command("call", command, stream->device->index, stream->number, 0);
     stream->last = ++works;
+    stream->clock.add(stream->number, works);
     pending[works] = stream;
-    stream->queue.push_back(
-        Work{works, stream->device, stream->number, std::move(after), std::move(command)});
+    stream->queue.push_back(Work{works, stream->device, stream->number, std::move(after), std::move(command),
+                                 stream->clock});
     if (settings.seed % 3 == 2) {
         finish(works);
         return stream->device->sticky;
@@ -160,6 +176,7 @@ void Driver::finish_stream(Stream *stream) {
         for (Stream *other : std::vector<Stream *>(streams.begin(), streams.end())) {
             if (other->device == stream->device && other->blocking) {
                 finish(other->last);
+                waited(other->clock);
             }
         }
     }
@@ -179,6 +196,9 @@ void Driver::finish_device(Device *device) {
     }
     for (Stream *s : all) {
         finish(s->last);
+    }
+    for (const Stream *s : all) {
+        waited(s->clock);
     }
 }
 
@@ -206,17 +226,25 @@ void Driver::perform_front(Stream *stream) {
     stream->queue.pop_front();
     pending.erase(work.number);
     if (work.device->sticky == SUCCESS) {
-        perform(work.device, work.command, 0, stream->number);
+        perform(work.device, work.command, 0, Turn{stream->number, work.number, &work.clock});
     }
 }
 
-void Driver::perform(Device *device, const Command &c, int graph, int stream) {
-    log_command("run", c, device->index, stream, graph);
+void Driver::perform(Device *device, const Command &c, int graph, const Turn &turn) {
+    log_command("run", c, device->index, turn.stream, graph);
     switch (c.kind) {
     case Command::Launch:
-        perform_launch(device, c);
+        perform_launch(device, c, turn);
         return;
     case Command::Copy:
+        for (const Lent &l : lent) {
+            if (l.work == turn.work && !unchanged(l)) {
+                return;
+            }
+        }
+        if (!trace(device, c, turn)) {
+            return;
+        }
         for (std::size_t row = 0; row < c.rows; row++) {
             const std::uintptr_t from = c.from.address + row * c.from.pitch,
                                  to = c.to.address + row * c.to.pitch;
@@ -233,6 +261,9 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
         }
         return;
     case Command::Fill:
+        if (!trace(device, c, turn)) {
+            return;
+        }
         for (std::size_t row = 0; row < c.rows; row++) {
             unsigned char *target = c.to.memory->alias(c.to.address + row * c.to.pitch);
             for (std::size_t i = 0; i < c.bytes; i += c.unit) {
@@ -261,7 +292,8 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
             const std::size_t at = random.below(static_cast<unsigned>(ready.size()));
             const std::size_t node = ready[at];
             ready.erase(ready.begin() + static_cast<std::ptrdiff_t>(at));
-            perform(device, nodes[node].command, c.graph->number, stream);
+            perform(device, nodes[node].command, c.graph->number,
+                    Turn{turn.stream, turn.work, turn.clock, &nodes, node});
             for (std::size_t i = node + 1; i < nodes.size(); i++) {
                 missing[i] -=
                     static_cast<std::size_t>(std::count(nodes[i].after.begin(), nodes[i].after.end(), node));
@@ -275,7 +307,39 @@ void Driver::perform(Device *device, const Command &c, int graph, int stream) {
     }
 }
 
-void Driver::perform_launch(Device *device, const Command &c) {
+Executor &Driver::engine() {
+    if (!executor) {
+        executor = std::make_unique<Executor>();
+    }
+    return *executor;
+}
+
+bool Driver::trace(Device *device, const Command &c, const Turn &turn) {
+    if (!settings.races) {
+        return true;
+    }
+    const std::vector<Unordered> unordered = history.unordered(turn);
+    const std::uint32_t epoch = ++engine().epoch;
+    const std::string what = name_of(c) + " (stream " + std::to_string(turn.stream) + ")";
+    history.add(turn, epoch, epoch, what);
+    for (const Place *place : {&c.from, &c.to}) {
+        for (std::size_t row = 0; place->memory != nullptr && row < c.rows; row++) {
+            const std::string conflict =
+                trace_range(*place->memory, place->address + row * place->pitch, c.bytes, place == &c.to, epoch,
+                            unordered);
+            if (!conflict.empty()) {
+                fail(device, LAUNCH_FAILED,
+                     "emulated device: race between launches: " + what + " " + conflict + "\n    work " +
+                         std::to_string(turn.work) + ", seed " + std::to_string(settings.seed) + "\n");
+                log_line("fault", "\"kind\":\"race between launches\",\"what\":" + json(what));
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void Driver::perform_launch(Device *device, const Command &c, const Turn &turn) {
     const std::uint64_t number = ++launches;
     if (const CUresult code = planted_launch_failure(c.kernel->name, device->index)) {
         fail(device, code, std::string("emulated device: planted failure of ") + c.kernel->name + "\n");
@@ -288,16 +352,18 @@ void Driver::perform_launch(Device *device, const Command &c) {
         }
     }
     const emu::Launch launch{c.kernel,      c.packed.data(), c.grid, c.block, c.shared_bytes,
-                             settings.seed, number,          reach,  beyond};
-    if (!executor) {
-        executor = std::make_unique<Executor>();
-    }
+                             settings.seed, number, reach, beyond, history.unordered(turn)};
+    engine();
     for (Memory *memory : reach) {
         if (opened.insert(memory).second) {
             memory->open();
         }
     }
+    const std::uint32_t first = executor->epoch + 1;
     const bool good = executor->run(launch);
+    history.add(turn, first, executor->epoch,
+                std::string(c.kernel->name) + " (launch " + std::to_string(number) + ", stream " +
+                    std::to_string(turn.stream) + ")");
     if (!good) {
         fail(device, executor->fault.code, executor->fault.report);
         log_line("fault", "\"kernel\":" + json(c.kernel->name) + ",\"kind\":" + json(executor->fault.kind) +
@@ -310,6 +376,8 @@ void Driver::perform_launch(Device *device, const Command &c) {
 void Driver::fail(Device *device, CUresult code, const std::string &report) {
     say(report);
     device->sticky = code;
+    lent.erase(std::remove_if(lent.begin(), lent.end(), [&](const Lent &l) { return l.device == device; }),
+               lent.end());
     std::vector<Stream *> all(streams.begin(), streams.end());
     all.push_back(&device->legacy);
     for (Stream *s : all) {
@@ -322,6 +390,62 @@ void Driver::fail(Device *device, CUresult code, const std::string &report) {
     }
     if (settings.abort) {
         std::abort();
+    }
+}
+
+// ---- what the host may touch when
+// ---------------------------------------------------------------------------
+
+namespace {
+
+// Of all rows: any change of a byte changes it but for one in 2^64.
+std::uint64_t hash_of(const Place &from, std::size_t bytes, std::size_t rows) {
+    std::uint64_t hash = bytes;
+    for (std::size_t row = 0; row < rows; row++) {
+        const auto *at = reinterpret_cast<const unsigned char *>(from.address + row * from.pitch);
+        for (std::size_t i = 0; i < bytes; i += 8) {
+            std::uint64_t word = 0;
+            std::memcpy(&word, at + i, std::min<std::size_t>(8, bytes - i));
+            hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
+            hash ^= hash >> 29;
+        }
+    }
+    return hash;
+}
+
+} // namespace
+
+void Driver::lend(Stream *stream, const Command &c) {
+    lent.push_back(Lent{stream->device, stream->number, works + 1, c.from, c.bytes, c.rows,
+                        hash_of(c.from, c.bytes, c.rows)});
+}
+
+bool Driver::unchanged(const Lent &l) {
+    if (hash_of(l.from, l.bytes, l.rows) == l.hash) {
+        return true;
+    }
+    const std::string what = "page-locked memory that an upload of " + std::to_string(l.bytes * l.rows) +
+                             " bytes reads (stream " + std::to_string(l.stream) +
+                             ") was changed before anything waited for the upload";
+    log_line("fault", "\"kind\":\"upload changed\",\"what\":" + json(what));
+    fail(l.device, LAUNCH_FAILED,
+         "emulated device: " + what + "\n    work " + std::to_string(l.work) + ", seed " +
+             std::to_string(settings.seed) + "\n");
+    return false;
+}
+
+void Driver::waited(const Clock &clock) {
+    host.join(clock);
+    for (std::size_t i = 0; i < lent.size();) {
+        if (!host.covers(lent[i].stream, lent[i].work)) {
+            i++;
+            continue;
+        }
+        const Lent back = lent[i];
+        lent.erase(lent.begin() + static_cast<std::ptrdiff_t>(i));
+        if (!unchanged(back)) {
+            return;
+        }
     }
 }
 

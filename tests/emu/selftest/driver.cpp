@@ -182,21 +182,93 @@ void laziness() {
     CHECK(polls > 0 && peek(d, 1)[0] == 1.0f);
 }
 
-// The host's mistakes: a wait that is missing, an upload slot that is filled again too early.
+// The host's mistakes, under every temper: work that nothing orders, an upload slot that is filled again too early.
 void missing_waits() {
     start();
     const Pointer a = uploaded(numbers(64)), b = allocate(256), c = allocate(256);
-    void *s = stream(), *t = stream(), *pinned = nullptr;
-    CHECK(launch("micro_copy", b, a, 64, s) == SUCCESS);
-    OK("cuMemcpyDtoDAsync_v2", c, b, Size(256), t);
-    OK("cuStreamSynchronize", t);
-    CHECK(is_nan(peek(c, 1)[0]));
+    void *s = stream(), *t = stream(), *done = nullptr, *pinned = nullptr;
+    OK("cuEventCreate", &done, 2u);
     OK("cuMemAllocHost_v2", &pinned, Size(256));
-    static_cast<float *>(pinned)[0] = 7.0f;
-    OK("cuMemcpyHtoDAsync_v2", c, static_cast<const void *>(pinned), Size(256), t);
-    static_cast<float *>(pinned)[0] = 8.0f;
+    auto *slot = static_cast<float *>(pinned);
+    // Where all is done at once, the call that is a mistake may say so itself.
+    const auto async = [&](Pointer to, void *on) {
+        call("cuMemcpyHtoDAsync_v2", to, static_cast<const void *>(pinned), Size(256), on);
+    };
+    const auto device_copy = [](Pointer to, Pointer from, void *on) {
+        call("cuMemcpyDtoDAsync_v2", to, from, Size(256), on);
+    };
+    const auto record = [&](void *on) { OK("cuEventRecord", done, on); };
+    const auto wait = [&](void *on) { OK("cuStreamWaitEvent", on, done, 0u); };
+    const std::vector<std::pair<const char *, std::function<void()>>> mistakes = {
+        {"micro_copy", [&] { // a copy reads what a kernel of another stream writes
+             CHECK(launch("micro_copy", b, a, 64, s) == SUCCESS);
+             device_copy(c, b, t);
+         }},
+        {"micro_copy", [&] { // a kernel reads what a copy of another stream writes
+             async(b, s);
+             launch("micro_copy", c, b, 64, t);
+         }},
+        {"micro_copy", [&] { // what a kernel reads is written over
+             CHECK(launch("micro_copy", c, a, 64, s) == SUCCESS);
+             launch("micro_reverse", a, b, 64, t);
+         }},
+        {"fill", [&] { // two write the same
+             CHECK(launch("micro_copy", c, a, 64, s) == SUCCESS);
+             call("cuMemsetD32Async", c, 0u, Size(64), t);
+         }},
+        {"micro_copy", [&] { // the event was recorded too early
+             record(s);
+             CHECK(launch("micro_copy", b, a, 64, s) == SUCCESS);
+             wait(t);
+             device_copy(c, b, t);
+         }},
+        {"micro_copy", [&] { // the host waits for the other stream
+             CHECK(launch("micro_copy", b, a, 64, s) == SUCCESS);
+             OK("cuStreamSynchronize", t);
+             device_copy(c, b, t);
+         }},
+        {"page-locked", [&] {
+             async(c, t);
+             slot[63] += 1.0f;
+         }},
+        {"page-locked", [&] { // waited for another upload
+             async(c, t);
+             OK("cuStreamSynchronize", s);
+             slot[0] += 1.0f;
+         }},
+    };
+    for (int seed = 0; seed < 12; seed++) {
+        CHECK(call("emu_set", "SEED", std::to_string(seed).c_str()) == 0);
+        for (const auto &[what, mistake] : mistakes) {
+            OK("cuMemcpyDtoD_v2", b, a, Size(256));
+            OK("cuCtxSynchronize");
+            for (int i = 0; i < 64; i++) {
+                slot[i] = static_cast<float>(seed);
+            }
+            mistake();
+            call("cuStreamSynchronize", t);
+            CHECK(call("cuCtxSynchronize") == LAUNCH_FAILED && holds(report(), what));
+            CHECK(holds(report(), ("seed " + std::to_string(seed)).c_str()));
+            call("emu_heal");
+        }
+        // The same done right.
+        for (int round = 0; round < 3; round++) {
+            OK("cuEventSynchronize", done);
+            slot[0] = static_cast<float>(round);
+            async(b, s);
+            record(s);
+            wait(t);
+            CHECK(launch("micro_copy", c, b, 64, t) == SUCCESS);
+            OK("cuStreamSynchronize", t);
+            CHECK(peek(c, 1)[0] == static_cast<float>(round));
+        }
+    }
+    CHECK(call("emu_set", "SEED", "0") == 0);
+    // What a copy to page-locked memory brings is not there before it is waited for.
+    OK("cuMemcpyDtoHAsync_v2", pinned, a, Size(256), t);
+    CHECK(is_nan(slot[0]));
     OK("cuStreamSynchronize", t);
-    CHECK(peek(c, 1)[0] == 8.0f);
+    CHECK(slot[0] == 1.0f);
     // From pageable memory the bytes are taken at once.
     auto pageable = numbers(64, 7.0f);
     OK("cuMemcpyHtoDAsync_v2", c, static_cast<const void *>(pageable.data()), Size(256), t);

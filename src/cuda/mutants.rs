@@ -1,0 +1,209 @@
+//! Mutation tests: faults planted where launchers and runtime speak to the driver (`tests/emu/driver/plant.h`), each of
+//! which an encode must not survive, whatever the seed. Those of kernels are in `tests/kernel_mutants.rs`.
+//!
+//! A fault is found by the emulated device's report, or by the numbers: the bounds are those of the other tests.
+
+use half::f16;
+
+use super::backend::tests::{on_gpus, pictures, sources};
+use super::testkit::{bits, in_child, least_cosine, load_emulator, planted, relative_l2, set_emulated, wide};
+use crate::Encoder;
+use crate::encoder::EncoderOptions;
+use crate::image::{ImageSource, RgbImage};
+use crate::prompt::{Request, SequencePlan, Slot};
+use crate::sequence::SequenceBuffer;
+use crate::synth::{self, Preset, SynthOptions};
+
+/// Seeds under which each fault must be found: one for each temper of streams, or `MUTANT_SEEDS` of them.
+fn seeds() -> std::ops::Range<u32> {
+    0..std::env::var("MUTANT_SEEDS").map_or(3, |seeds| seeds.parse().unwrap())
+}
+
+/// A small model on the CPU and on as many devices as there are.
+struct Case {
+    cpu: Encoder,
+    cuda: Encoder,
+}
+
+impl Case {
+    fn open(dir: &std::path::Path) -> Result<Self, String> {
+        let cpu = EncoderOptions::new().device(crate::backend::Device::Cpu);
+        let ordinals: &[usize] = if std::env::var("EMU_DEVICES").is_ok() { &[0, 1] } else { &[0] };
+        let cuda = std::panic::catch_unwind(|| on_gpus(ordinals, dir, &EncoderOptions::new()));
+        Ok(Self { cpu: Encoder::open_with(dir, cpu).unwrap(), cuda: cuda.map_err(|_| "it does not open")? })
+    }
+
+    fn plan(&self, prompt: &str) -> SequencePlan {
+        let images = prompt.matches("<ImageHere>").count();
+        self.cpu.plan(&Request::new(prompt).image_count(images)).unwrap()
+    }
+
+    /// Compares features, which need no sequence.
+    fn features(&self, images: &[ImageSource<'_>]) -> Result<(), String> {
+        let plan = self.plan("<ImageHere>");
+        let [expected, found] = [&self.cpu, &self.cuda].map(|encoder| encoder.features(images));
+        for (expected, found) in expected.unwrap().iter().zip(&found.map_err(|error| error.to_string())?) {
+            self.close(&plan.slots[0], expected.as_slice(), found.as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// Fills a sequence on both, and compares all that is said of them.
+    fn encode(&self, prompt: &str, images: &[ImageSource<'_>], on_device: bool) -> Result<(), String> {
+        let plan = self.plan(prompt);
+        let mut expected = SequenceBuffer::new();
+        self.cpu.encode_into(&plan, images, &mut expected).unwrap();
+        let mut found = if on_device { self.cuda.device_sequence().unwrap() } else { SequenceBuffer::new() };
+        let say = |error: crate::Error| error.to_string();
+        self.cuda.encode_into(&plan, images, &mut found).map_err(say)?;
+        let (on_cpu, on_cuda) = (expected.verify().unwrap(), found.verify().map_err(say)?);
+        for (cpu, cuda) in on_cpu.slots.iter().zip(&on_cuda.slots) {
+            if (cuda.mean_norm / cpu.mean_norm - 1.0).abs().partial_cmp(&1e-2)
+                != Some(std::cmp::Ordering::Less)
+            {
+                return Err(format!("differs: a norm of {}, {} on the CPU", cuda.mean_norm, cpu.mean_norm));
+            }
+        }
+        let (expected, found) = (expected.to_host().unwrap(), found.to_host().map_err(say)?);
+        self.compare(&plan, &expected, &found)
+    }
+
+    /// Text rows are equal, image rows close.
+    fn compare(&self, plan: &SequencePlan, expected: &[f16], found: &[f16]) -> Result<(), String> {
+        let hidden = self.cpu.config().hidden_size;
+        for (i, (found, expected)) in
+            found.chunks_exact(hidden).zip(expected.chunks_exact(hidden)).enumerate()
+        {
+            if !plan.im_mask[i] && bits(found) != bits(expected) {
+                return Err(format!("differs: text row {i}"));
+            }
+        }
+        for slot in &plan.slots {
+            let rows = slot.offset * hidden..(slot.offset + slot.len) * hidden;
+            self.close(slot, &expected[rows.clone()], &found[rows])?;
+        }
+        Ok(())
+    }
+
+    /// Compares image rows.
+    fn close(&self, slot: &Slot, expected: &[f16], found: &[f16]) -> Result<(), String> {
+        let (expected, hidden) = (wide(expected), self.cpu.config().hidden_size);
+        let (error, cosine) = (relative_l2(found, &expected), least_cosine(found, &expected, hidden));
+        if error <= 2e-3 && cosine >= 0.9999 {
+            return Ok(());
+        }
+        Err(format!("differs: {slot:?}: rel-L2 {error:e}, cosine {cosine}"))
+    }
+}
+
+/// What a process does with its encoder: features alone, sequences by the same graph, and once there is hardly any
+/// room, an image at a time.
+///
+/// The first and the last have files of the tower's size, decoded into pinned blocks: so few uploads that the ring's
+/// slots hide no event that is missing elsewhere.
+fn life() -> Result<(), String> {
+    let dir = tempfile::tempdir().unwrap();
+    synth::write(Preset::Tiny, &SynthOptions::default(), dir.path().join("model")).unwrap();
+    let case = Case::open(&dir.path().join("model"))?;
+    let few = pictures(6);
+    let small: Vec<&RgbImage> = few.iter().cycle().take(10).collect();
+    let mut turned = few[0].clone();
+    turned.data.reverse();
+    let files = [&few[0], &turned].map(|picture| {
+        let mut file = Vec::new();
+        picture.write_png(&mut file).unwrap();
+        file
+    });
+    let of_tower: Vec<ImageSource<'_>> =
+        files.iter().map(|file| file.as_slice().into()).cycle().take(8).collect();
+    case.features(&of_tower[..2])?;
+    case.encode(&format!("first {}", "<ImageHere> and ".repeat(7)), &sources(&small[..7]), false)?;
+    case.encode(&format!("{}last", "<ImageHere>; then ".repeat(7)), &sources(&small[3..]), true)?;
+    // More rows must be held. Each time that there is no room, three allocations of the next smaller group follow.
+    set_emulated("FAIL", "alloc:1,alloc:5,alloc:9");
+    case.encode(&"and at last one that is longer: <ImageHere>; ".repeat(8), &of_tower, false)
+}
+
+/// Lives with a fault; all that was said.
+fn live(plant: &str, devices: &str, seed: u32) -> String {
+    let seed = seed.to_string();
+    let mut environment = vec![("EMU_PLANT", plant), ("EMU_SEED", &seed)];
+    if devices != "1" {
+        environment.push(("EMU_DEVICES", devices));
+    }
+    in_child("cuda::mutants::emulated::child_lives", &environment)
+}
+
+mod emulated {
+    use super::*;
+
+    #[test]
+    #[ignore = "run by the tests below, in a process of its own"]
+    fn child_lives() {
+        load_emulator();
+        let outcome = std::panic::catch_unwind(life).unwrap_or_else(|_| Err("panicked".into()));
+        println!("outcome: {}", outcome.err().unwrap_or_else(|| "well".into()));
+        println!("planted: {}", planted());
+    }
+
+    #[test]
+    fn without_a_fault_all_is_well() {
+        for (devices, seeds) in [("1", 0..8), ("2", 0..3)] {
+            for seed in seeds {
+                let said = live("", devices, seed);
+                assert!(said.contains("outcome: well\nplanted: 0\n"), "seed {seed}: {said}");
+            }
+        }
+    }
+
+    /// A test for each fault, the plant of it, devices, and what finds it: one of these.
+    macro_rules! mutants {
+        ($($name:ident: $plant:literal on $devices:literal by $($found:literal)|+;)*) => {$(
+            #[test]
+            fn $name() {
+                for seed in seeds() {
+                    let said = live($plant, $devices, seed);
+                    assert!(!said.contains("planted: 0\n"), "seed {seed}: nothing was planted: {said}");
+                    assert!(!said.contains("outcome: well\n"), "seed {seed}: NOT FOUND: {said}");
+                    let found = [$($found),+].iter().any(|found| said.contains(found));
+                    assert!(found, "seed {seed}: found by something else: {said}");
+                }
+            }
+        )*};
+    }
+
+    mutants! {
+        // ---- the runtime: streams, events, slots, memory ----
+        compute_does_not_wait_for_uploads: "skip:cuStreamWaitEvent:1" on "1" by "race between launches" | "uninitialised";
+        uploads_do_not_wait_for_readers: "skip:cuStreamWaitEvent:2" on "1" by "race between launches";
+        uploads_record_no_event: "skip:cuEventRecord:2" on "1" by "race between launches" | "page-locked" | "uninitialised";
+        readers_record_no_event: "skip:cuEventRecord:1" on "1" by "race between launches" | "page-locked";
+        an_upload_slot_is_refilled_early: "skip:cuEventSynchronize" on "1" by "page-locked";
+        patches_are_cut_on_another_stream: "stream:patches" on "1" by "race between launches" | "uninitialised";
+        a_resize_pass_runs_on_another_stream: "stream:resize_vertical" on "1" by "race between launches" | "uninitialised";
+        text_rows_go_to_another_stream: "stream:embed_tokens*" on "1" by "race between launches";
+        a_group_keeps_the_slots_of_the_last: "skip:upload:168" on "1" by "use after free" | "uninitialised";
+        slots_are_off_by_one_image: "change8:linear_scatter*:48:4" on "1" by "uninitialised" | "differs";
+        slots_begin_at_the_next_image: "roll:32:4" on "1" by "not complete";
+        a_graph_holds_memory_that_is_gone: "instantiate:3" on "1" by "use after free";
+        the_second_device_does_not_wait_for_the_first: "skip:cuStreamWaitEvent:3:1" on "2" by "race between launches";
+        // ---- launchers: order, sizes, places ----
+        layer_norm_swaps_weight_and_bias: "swap:layer_norm:16:24:8" on "1" by "differs";
+        layer_norm_has_a_wrong_eps: "scale:layer_norm:44:1000" on "1" by "differs";
+        layer_norm_leaves_the_last_rows: "grid:layer_norm:-1:0" on "1" by "differs";
+        attention_swaps_its_pitches: "swap:attention*:24:28:4" on "1" by "differs";
+        attention_leaves_the_last_token: "change:attention*:16:-1" on "1" by "uninitialised" | "differs";
+        the_class_row_is_not_skipped: "change:linear_gelu*:92:-1" on "1" by "differs";
+        patches_embed_at_a_wrong_row: "change:linear_embed*:88:-1" on "1" by "differs";
+        the_residual_has_a_wrong_pitch: "change:linear_residual*:76:8" on "1" by "out of bounds" | "uninitialised" | "race";
+        a_product_ends_early: "change:linear_quick_gelu*:64:-8" on "1" by "differs";
+        a_product_misses_a_column: "change:linear_bias*:60:-8" on "1" by "uninitialised" | "differs";
+        a_product_has_too_little_shared_memory: "shared:linear_bias*:-1024" on "1" by "shared memory out of bounds";
+        resize_swaps_firsts_and_counts: "swap:resize_horizontal:16:24:8" on "1" by "out of bounds" | "differs";
+        patches_read_at_a_wrong_pitch: "change:patches:36:3" on "1" by "out of bounds" | "uninitialised" | "differs";
+        the_last_text_row_is_left: "change:embed_tokens*:8:-1" on "1" by "not complete";
+        the_last_row_of_a_weight_is_left: "change8:convert*:16:-1" on "1" by "differs" | "uninitialised";
+        a_weight_is_scaled_twice: "scale:convert*:44:2" on "1" by "differs";
+        the_last_slot_is_not_measured: "change:verify_slots:24:-1" on "1" by "differs";
+    }
+}
