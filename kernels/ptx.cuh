@@ -185,14 +185,14 @@ PTX_INLINE float div_rn(float a, float b) {
     return a / b;
 #endif
 }
-// The larger (smaller) of two; if one is NaN, the other.
+// The larger (smaller) of two, +0 above -0; if one is NaN, the other.
 PTX_INLINE float max_f32(float a, float b) {
 #if defined(__CUDACC__)
     float d;
     asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
     return d;
 #else
-    return __builtin_fmaxf(a, b);
+    return emu::larger(a, b);
 #endif
 }
 PTX_INLINE float min_f32(float a, float b) {
@@ -201,7 +201,7 @@ PTX_INLINE float min_f32(float a, float b) {
     asm("min.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
     return d;
 #else
-    return __builtin_fminf(a, b);
+    return -emu::larger(-a, -b);
 #endif
 }
 // erf(x), the libraries' own: 2 ulp on the device.
