@@ -42,7 +42,7 @@ def main():
     weights = read_checkpoint(options.model)
     sequence = read_safetensors(options.sequence)
     rows, slots = sequence["inputs_embeds"][0], sequence["slots"]
-    ours = torch.stack([rows[begin : begin + length] for begin, length in slots.tolist()]).to(device)  # [B, P, H]
+    ours = torch.stack([rows[begin:end] for begin, end in slots.tolist()]).to(device)  # [B, P, H]
     features = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.float16):
