@@ -149,3 +149,20 @@ fn nvcc_takes_the_micro_kernels() {
     let ended = Ended::of(build.output().unwrap());
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:#?}");
 }
+
+#[test]
+fn the_gpu_suite_can_start() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/gpu-suite");
+    let python = |arguments: &[&str]| {
+        let mut python = Command::new("python3");
+        Ended::of(
+            python.args(arguments).env("PYTHONDONTWRITEBYTECODE", "1").current_dir(folder).output().unwrap(),
+        )
+        .ok()
+    };
+    assert!(python(&["run", "--help"]).contains("--against"));
+    // Those that need torch, too.
+    let compile =
+        "import glob\nfor name in glob.glob('*.py'): compile(open(name).read(), name, 'exec')\nprint('ok')";
+    assert_eq!(python(&["-c", compile]), "ok\n");
+}
