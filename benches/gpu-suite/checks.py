@@ -99,7 +99,8 @@ def golden(run, seconds, result):
     if status != 0:
         result.update(status="cut" if status is None else "failed", end=tail(said))
         if "found" in result:
-            result["why"] = "rel-L2 {rel_l2:.2e}, {of_torch_fp16:.2f} of torch's fp16, cosine {cosine:.6f}".format(**result["found"])
+            why = "rel-L2 {rel_l2:.2e}, {of_torch_fp16:.2f} of torch's fp16, cosine {cosine:.6f}"
+            result["why"] = why.format(**result["found"])
 
 
 # ------------------------------------------------------------------------------------------------------ sanitizer

@@ -49,7 +49,8 @@ def show(summary):
         length = lambda s: f"{s * 1e3:.3f} ms" if s >= 1e-3 else f"{s * 1e6:.1f} us"  # noqa: E731
         cell = lambda key, form: format(row[key], form) if key in row else "-"  # noqa: E731
         extra = [f"{key} {length(row[key])}" for key in ("p90", "p99") if key in row]
-        extra += [f"{row[key]:.0%} {words}" for key, words in (("decoding", "decoding"), ("gpu_idle", "GPU idle")) if key in row]
+        shares = (("decoding", "decoding"), ("gpu_idle", "GPU idle"))
+        extra += [f"{row[key]:.0%} {words}" for key, words in shares if key in row]
         print(
             f"{row['what']:34} {length(row['seconds']):>12} {cell('tflops', '.1f'):>8} {cell('gbps', '.0f'):>7}"
             f" {cell('share', '.1%'):>8} {cell('cublas', '.1%'):>9}{'  ' if extra else ''}{', '.join(extra)}"
@@ -69,7 +70,8 @@ def show(summary):
         for failed in alone[:20]:
             print(f"  {failed['test']} (alone: {failed['alone']})")
     if summary["golden"]:
-        print("against torch in f32: rel-L2 {rel_l2:.2e}, torch's own fp16 {torch_fp16_rel_l2:.2e}, least cosine {cosine:.6f}".format(**summary["golden"]))
+        found = "rel-L2 {rel_l2:.2e}, torch's own fp16 {torch_fp16_rel_l2:.2e}, least cosine {cosine:.6f}"
+        print("against torch in f32:", found.format(**summary["golden"]))
     print(f"device: {summary['device']}")
 
 

@@ -43,14 +43,13 @@ def main():
     sequence = read_safetensors(options.sequence)
     rows, slots = sequence["inputs_embeds"][0], sequence["slots"]
     ours = torch.stack([rows[begin:end] for begin, end in slots.tolist()]).to(device)  # [B, P, H]
+    with open(options.rgb, "rb") as file:
+        rgb = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).to(device)
     features = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.float16):
             tower = Tower.of(weights, dtype, device)
-            with open(options.rgb, "rb") as file:
-                rgb = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-            rgb = rgb.reshape(-1, tower.side, tower.side, 3).to(device)
-            pixels = normalise(rgb).to(dtype)
+            pixels = normalise(rgb.reshape(-1, tower.side, tower.side, 3)).to(dtype)
             features[dtype] = torch.cat([tower(image[None]) for image in pixels])
             del tower
     truth = features[torch.float32]

@@ -61,7 +61,8 @@ class Layer(nn.Module):
     def __init__(self, width, mlp, fused):
         super().__init__()
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width, eps=1e-5), nn.LayerNorm(width, eps=1e-5)
-        self.projections = nn.ModuleList([nn.Linear(width, 3 * width)] if fused else [nn.Linear(width, width) for _ in "qkv"])
+        outputs = [3 * width] if fused else [width] * 3
+        self.projections = nn.ModuleList(nn.Linear(width, n) for n in outputs)
         self.out_proj = nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, mlp), nn.Linear(mlp, width)
 
@@ -112,12 +113,14 @@ class Tower(nn.Module):
         for i in range(len(tower.layers)):
             for ours, theirs in [
                 ("layer_norm1", "layer_norm1"), ("layer_norm2", "layer_norm2"), ("out_proj", "self_attn.out_proj"),
-                ("fc1", "mlp.fc1"), ("fc2", "mlp.fc2"), *((f"projections.{j}", f"self_attn.{q}_proj") for j, q in enumerate("qkv")),
+                ("fc1", "mlp.fc1"), ("fc2", "mlp.fc2"),
+                *((f"projections.{j}", f"self_attn.{q}_proj") for j, q in enumerate("qkv")),
             ]:  # fmt: skip
                 for kind in ("weight", "bias"):
                     names[f"layers.{i}.{ours}.{kind}"] = f"encoder.layers.{i}.{theirs}.{kind}"
         state = {ours: weights[TOWER + theirs] for ours, theirs in names.items()}
-        state.update((f"projector.{n}.{kind}", weights[f"vision_proj.{n}.{kind}"]) for n in (0, 2) for kind in ("weight", "bias"))
+        for end in ("0.weight", "0.bias", "2.weight", "2.bias"):
+            state[f"projector.{end}"] = weights[f"vision_proj.{end}"]
         tower.load_state_dict(state)
         return tower.to(device=device, dtype=dtype).eval()
 

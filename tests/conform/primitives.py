@@ -198,7 +198,8 @@ def arithmetic():
         # Bits at random; sizes near one another; and everything special with everything special.
         words = random.words(count * 1000)
         words += unpack("I", pack("f", (random.uniform(-4, 4) for _ in range(count * 1000))))
-        words += [SPECIAL[i // len(SPECIAL) ** k % len(SPECIAL)] for i in range(len(SPECIAL) ** min(count, 2)) for k in range(count)]
+        size = len(SPECIAL)
+        words += [SPECIAL[i // size**k % size] for i in range(size ** min(count, 2)) for k in range(count)]
         parts = lambda: zip(*(map(f32, words[k::count]) for k in range(count)))  # noqa: E731
         n = len(words) // count
         Primitive(name, "f32", pack("I", words), n, 4 * n, lambda: pack("I", (f(*part) for part in parts())))
@@ -430,10 +431,12 @@ def mma_cases():
     ones = lambda: half(-1, 1)  # noqa: E731
     zero = lambda: random.bits(1) << 15  # noqa: E731
     wild16, wild32 = [0x7C00, 0xFC00, 0x7E00, 0, 0x8000, 0x7BFF], [0x7F800000, 0xFF800000, 0x7FC00000, 0, 1 << 31]
+    whole = lambda: nearest(random.below(33) - 16, F16)  # noqa: E731
+    wild = lambda: odd(wild16, ones)  # noqa: E731
     # Each: an element of A, one of B, one of C.
     yield "random", ones, ones, lambda: single(-1, 1)
     yield "layers", lambda: half(-4, 4), lambda: half(-0.06, 0.06), lambda: single(-8, 8)
-    yield "integers", lambda: nearest(random.below(33) - 16, F16), lambda: nearest(random.below(33) - 16, F16), lambda: nearest(random.below(99), F32)
+    yield "integers", whole, whole, lambda: nearest(random.below(99), F32)
     yield "large", lambda: half(-65504, 65504), lambda: half(-65504, 65504), lambda: single(-1e10, 1e10)
     yield "subnormal inputs", small, ones, lambda: single(-(2.0**-14), 2.0**-14)
     yield "subnormal products", small, small, lambda: single(-(2.0**-40), 2.0**-40)
@@ -441,7 +444,7 @@ def mma_cases():
     yield "every exponent", finite, finite, lambda: single(-1, 1)
     yield "a large sum", ones, ones, lambda: single(-(2.0**20), 2.0**20)
     yield "the largest sum", lambda: half(-65504, 65504), ones, lambda: 0x7F7FFFFF
-    yield "NaN and infinity", lambda: odd(wild16, ones), lambda: odd(wild16, ones), lambda: odd(wild32, lambda: single(-1, 1))
+    yield "NaN and infinity", wild, wild, lambda: odd(wild32, lambda: single(-1, 1))
     yield "zeros", zero, zero, lambda: random.bits(1) << 31
 
 
