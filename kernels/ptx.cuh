@@ -307,8 +307,10 @@ PTX_INLINE unsigned smem_address(const void *in_shared) {
 //     cp_async_commit   all copies issued since the last commit become one group
 //     cp_async_wait<N>  all but the newest N groups have landed, for THIS thread; others need a barrier after it
 
-// 16 bytes, of which the first `bytes` (0..=16) come from `from` and the rest are zero. `from` may be any
-// 16-byte aligned address when bytes is 0. Bypasses L1.
+// 16 bytes, of which the first `bytes` (0..=16) come from `from`; all are zero, and `from` may be any 16-byte
+// aligned address, when bytes is 0. Bypasses L1. Of 1..=15 the PTX manual says that the rest is zero, but ptxas
+// 13.0 makes 16 of every size but 0 (its code for sm_80 to sm_120 has a predicate and no size): use nothing of
+// the rest, and let `from` be readable for 16 bytes.
 PTX_INLINE void cp_async_16(void *to_shared, const void *from, int bytes) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

@@ -94,7 +94,7 @@ class Device:
     def run(self, primitive):
         """What `out` holds when its kernel is done."""
         function = ctypes.c_void_p()
-        kernel = "conform_" + primitive.kernel
+        kernel = "conform_" + primitive.name
         self.call("cuModuleGetFunction", ctypes.byref(function), self.module, kernel.encode())
         taken = self.memory(primitive.data)
         out = self.memory(primitive.initial + GUARD)

@@ -23,9 +23,8 @@ ALL = []  # every Primitive, in the order of kernels/ptx.cuh
 
 
 class Primitive:
-    def __init__(self, name, rule, data, n, size, expect, launch=(24, 256, 0), initial=None, kernel=None):
+    def __init__(self, name, rule, data, n, size, expect, launch=(24, 256, 0), initial=None):
         self.name, self.rule, self.data, self.n, self.size = name, rule, data, n, size
-        self.kernel = kernel or name  # conform_KERNEL
         self.expected = functools.lru_cache(None)(expect)  # the bytes, or for `near` a list of (value, bound)
         grid, self.block, self.shared = launch
         self.grid = grid if isinstance(grid, tuple) else (grid, 1, 1)
@@ -255,7 +254,7 @@ def memory():
     addresses = pack("I", [*range(0, 512, 4), 0])
     Primitive("smem_address", "bits", bytes(16), 128, 4 * 129, lambda: addresses, (1, 128, 512))
 
-    # PTX ISA, cp.async: src-size bytes are copied, the rest of 16 is zero.
+    # PTX ISA, cp.async: src-size bytes are copied, the rest of 16 is zero; but see kernels/ptx.cuh.
     for name, sizes in [
         ("cp_async_16", [16 * random.bits(1) for _ in range(128)]),  # what the layers use
         ("cp_async_16_cut", [random.below(17) for _ in range(128)]),
@@ -263,7 +262,7 @@ def memory():
         landed = [data[16 * i : 16 * i + size] + bytes(16 - size) for i, size in enumerate(sizes)]
         Primitive(
             name, "bits", data[: 16 * 128] + pack("i", sizes), 128, 16 * 128,
-            lambda landed=landed: b"".join(landed[i ^ 3] for i in range(128)), (1, 128, 16 * 128), None, "cp_async_16",
+            lambda landed=landed: b"".join(landed[i ^ 3] for i in range(128)), (1, 128, 16 * 128),
         )  # fmt: skip
     groups = data[: 5 * 16 * 64]
     Primitive("cp_async_groups", "bits", groups, 64, len(groups), lambda: groups, (1, 64, len(groups)))

@@ -166,6 +166,20 @@ extern "C" __global__ void conform_cp_async_16(vec16 *out, const vec16 *in, int 
     store_16(out + i, load_16(tile + i));
 }
 
+// The same, but what lies behind a chunk's size is nobody's, and left out.
+extern "C" __global__ void conform_cp_async_16_cut(unsigned char *out, const vec16 *in, int n) {
+    PTX_SMEM(unsigned char, tile);
+    const int i = thread_x();
+    const int *sizes = reinterpret_cast<const int *>(in + n);
+    cp_async_16(tile + (i ^ 3) * 16, in + i, sizes[i]);
+    cp_async_commit();
+    cp_async_wait<0>();
+    block_barrier(); // everybody's chunks are there
+    for (int j = 0; j < 16; j++) {
+        out[i * 16 + j] = j < sizes[i ^ 3] ? tile[i * 16 + j] : 0;
+    }
+}
+
 // 80 n bytes of shared memory. Five chunks a thread in groups of 1, 2, none and 1; one more after the first wait.
 extern "C" __global__ void conform_cp_async_groups(vec16 *out, const vec16 *in, int n) {
     PTX_SMEM(vec16, tile);
