@@ -1,6 +1,7 @@
 //! Says what this build can see, and compiles the CUDA kernels where there is an nvcc.
 //!
 //! - cfg `has_shared`: the reference data lies beside the checkout.
+//! - cfg `has_conform_goldens`: some GPU's answers lie under `tests/goldens/conform`.
 //! - cfg `has_kernels`: nvcc was found, so the table of kernel images is full. Without it, or without the
 //!   feature `cuda`, the Rust code is the same and the table empty.
 
@@ -11,6 +12,7 @@ mod nvcc;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(has_shared)");
+    println!("cargo::rustc-check-cfg=cfg(has_conform_goldens)");
     println!("cargo::rustc-check-cfg=cfg(has_kernels)");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
@@ -20,6 +22,13 @@ fn main() {
     if data.is_dir() {
         println!("cargo::rerun-if-changed={}", data.display());
         println!("cargo::rustc-cfg=has_shared");
+    }
+    let goldens = root.join("tests/goldens/conform");
+    if let Ok(places) = goldens.read_dir() {
+        println!("cargo::rerun-if-changed={}", goldens.display());
+        if places.flatten().any(|place| place.path().join("manifest.json").is_file()) {
+            println!("cargo::rustc-cfg=has_conform_goldens");
+        }
     }
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
         kernels(&root, &out);

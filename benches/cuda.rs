@@ -5,6 +5,10 @@
 //!   resize/MEGAPIXELS      both passes                      embed_tokens/ROWS
 //!   encode/from_pixels/B   pixels on the device to filled slots, the device's time
 //!   encode/encode_into/B   Encoder::encode_into a sequence on the device, wall time
+//!
+//!   cuda latency [MODEL]   a checkpoint opened, the first call, percentiles of the later ones: wall time, JSON lines
+//!   cuda files [MODEL]     JPEG files to slots, with the time of decoding; MODEL: a directory, else a random one
+//!   cuda rounds            from_pixels for each line `IMAGES SAMPLES` on stdin, to take turns with others
 //! ```
 //!
 //! B images run in groups, as an encode runs them. Each result is checked before it is timed: outputs are poisoned,
@@ -31,6 +35,9 @@ fn main() {
     println!("skipped: the feature `cuda` is off");
 }
 
+#[cfg(feature = "cuda")]
+#[path = "cuda/calls.rs"]
+mod calls;
 #[cfg(feature = "cuda")]
 #[path = "cuda/encode.rs"]
 mod encode;

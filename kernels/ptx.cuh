@@ -185,14 +185,14 @@ PTX_INLINE float div_rn(float a, float b) {
     return a / b;
 #endif
 }
-// The larger (smaller) of two; if one is NaN, the other.
+// The larger (smaller) of two, +0 above -0; if one is NaN, the other.
 PTX_INLINE float max_f32(float a, float b) {
 #if defined(__CUDACC__)
     float d;
     asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
     return d;
 #else
-    return __builtin_fmaxf(a, b);
+    return emu::larger(a, b);
 #endif
 }
 PTX_INLINE float min_f32(float a, float b) {
@@ -201,7 +201,7 @@ PTX_INLINE float min_f32(float a, float b) {
     asm("min.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
     return d;
 #else
-    return __builtin_fminf(a, b);
+    return -emu::larger(-a, -b);
 #endif
 }
 // erf(x), the libraries' own: 2 ulp on the device.
@@ -307,8 +307,10 @@ PTX_INLINE unsigned smem_address(const void *in_shared) {
 //     cp_async_commit   all copies issued since the last commit become one group
 //     cp_async_wait<N>  all but the newest N groups have landed, for THIS thread; others need a barrier after it
 
-// 16 bytes, of which the first `bytes` (0..=16) come from `from` and the rest are zero. `from` may be any
-// 16-byte aligned address when bytes is 0. Bypasses L1.
+// 16 bytes, of which the first `bytes` (0..=16) come from `from`; all are zero, and `from` may be any 16-byte
+// aligned address, when bytes is 0. Bypasses L1. Of 1..=15 the PTX manual says that the rest is zero, but ptxas
+// 13.0 makes 16 of every size but 0 (its code for sm_80 to sm_120 has a predicate and no size): use nothing of
+// the rest, and let `from` be readable for 16 bytes.
 PTX_INLINE void cp_async_16(void *to_shared, const void *from, int bytes) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

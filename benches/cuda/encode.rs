@@ -1,6 +1,7 @@
 //! Whole encodes.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -36,7 +37,7 @@ impl Model {
     fn new(suite: &Suite) -> Self {
         let side = suite.config.image_size;
         let encode = Encode::new(&suite.config, suite.seed).expect(WORKS);
-        let most = suite.images.into_iter().map(|images| groups(images)[0]).max().unwrap_or(1);
+        let most = suite.images.iter().map(|&images| groups(images)[0]).max().unwrap_or(1);
         let picture = |i: usize| bytes(suite.seed + i as u64, 3 * side * side);
         let pictures: Vec<_> = (0..2 * most).map(picture).collect();
         let mut model = Self { encode, pictures, features: vec![], side };
@@ -109,6 +110,30 @@ impl Model {
     }
 }
 
+/// Answers lines `IMAGES SAMPLES` on stdin: that many times from pixels, fresh ones for each line, in seconds. So
+/// others on the same device can take turns.
+pub fn rounds(suite: &Suite) {
+    let model = Model::new(suite);
+    let mut filled = HashMap::new();
+    println!("{}", serde_json::json!({ "ready": true }));
+    for (i, line) in (1..).zip(std::io::stdin().lines()) {
+        let line = line.expect("text");
+        let (images, samples) = line.split_once(' ').expect("two numbers");
+        let (images, samples): (usize, usize) = (images.parse().unwrap(), samples.parse().unwrap());
+        let fresh = |k: usize| bytes(suite.seed + 1000 * i + k as u64, 3 * model.side * model.side);
+        let pictures: Vec<_> = (0..model.pictures.len()).map(fresh).collect();
+        let side = model.side;
+        let view = |rgb| RgbView::new(rgb, side as u32, side as u32, 3 * side).expect("a picture");
+        let all: Vec<_> = pictures.iter().map(|rgb: &Vec<u8>| view(rgb)).collect();
+        let (plan, sequence) = filled.entry(images).or_insert_with(|| model.encode_into(images));
+        let (even, odd) = all.split_at(all.len() / 2);
+        model.encode.set_pixels([even, odd]).expect(WORKS);
+        let time = |_| model.encode.time_from_pixels(&plan.slots, sequence, 1).expect(WORKS).as_secs_f64();
+        let seconds: Vec<f64> = (0..samples).map(time).collect();
+        println!("{}", serde_json::json!({ "seconds": seconds }));
+    }
+}
+
 /// Relative error of all, and the least cosine of a row.
 fn assert_alike(got: &[f16], expected: &[f16], hidden: usize) {
     let dot = |a: &[f16], b: &[f16]| a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>();
@@ -126,9 +151,9 @@ pub fn all(suite: &Suite, c: &mut Criterion) {
     let model = || model.get_or_init(|| Model::new(suite));
     let mut group = c.benchmark_group("encode");
     if !suite.tiny {
-        group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+        group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     }
-    for images in suite.images {
+    for &images in suite.images {
         let throughput = Throughput::Elements((images as f64 * operations(&suite.config)) as u64);
         group.throughput(throughput);
         let mut filled = None;

@@ -193,7 +193,7 @@ fn measure<'a>(
 pub fn all(suite: &Suite, c: &mut Criterion) {
     let fields = std::cell::OnceCell::new();
     let fields = || fields.get_or_init(|| Fields::new(suite));
-    for images in suite.images {
+    for &images in suite.images {
         linears(suite, &fields, c, images);
         others(suite, &fields, c, images);
     }

@@ -7,11 +7,13 @@ use imagehere::config::ModelConfig;
 use imagehere::cpu::bench::full;
 use imagehere::cuda::bench::Machine;
 
+use crate::calls::{self, Model};
+
 /// Who is measured, at which sizes.
 pub struct Suite {
     pub machine: Machine,
     pub config: ModelConfig,
-    pub images: [usize; 3],
+    pub images: &'static [usize],
     pub tiny: bool,
     pub seed: u64,
 }
@@ -29,13 +31,28 @@ pub fn main() {
     };
     println!("device: {}", machine.describe());
     println!("seed: {seed}");
-    let (config, images) = if tiny { (small(), [1, 2, 13]) } else { (alone(full()), [1, 8, 32]) };
+    let (config, images): (_, &[usize]) =
+        if tiny { (small(), &[1, 2, 13]) } else { (alone(full()), &[1, 2, 4, 8, 16, 32]) };
     let suite = Suite { machine, config, images, tiny, seed };
+    // Without --bench, as a test, calls in passing.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let dir = words.get(1).map(String::as_str);
+    match words.first().map(String::as_str) {
+        Some("latency") => return calls::latency(&suite, &Model::new(&suite, dir)),
+        Some("rounds") => return crate::encode::rounds(&suite),
+        Some("files") => return calls::files(&suite, &Model::new(&suite, dir)),
+        _ if tiny && !std::env::args().any(|word| word == "--bench") => {
+            let model = Model::new(&suite, None);
+            calls::latency(&suite, &model);
+            calls::files(&suite, &model);
+        }
+        _ => {}
+    }
     let mut criterion = Criterion::default()
         .without_plots()
         .sample_size(if tiny { 10 } else { 50 })
-        .warm_up_time(Duration::from_millis(if tiny { 1 } else { 300 }))
-        .measurement_time(Duration::from_millis(if tiny { 1 } else { 600 }))
+        .warm_up_time(Duration::from_millis(if tiny { 1 } else { 150 }))
+        .measurement_time(Duration::from_millis(if tiny { 1 } else { 450 }))
         .configure_from_args();
     crate::kernels::all(&suite, &mut criterion);
     crate::encode::all(&suite, &mut criterion);

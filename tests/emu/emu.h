@@ -67,6 +67,12 @@ inline __attribute__((always_inline)) float half_to_float(unsigned short half) {
     return __builtin_bit_cast(float, bits | sign);
 }
 
+// The larger, +0 above -0; if one is NaN, the other.
+inline __attribute__((always_inline)) float larger(float a, float b) {
+    const bool b_wins = a < b || a != a || (a == b && (__builtin_bit_cast(unsigned, a) >> 31) != 0);
+    return b_wins ? b : a;
+}
+
 // f32 -> fp16, to nearest, ties to even. A NaN becomes the quiet 0x7fff, as on the device.
 inline __attribute__((always_inline)) unsigned short float_to_half(float value) {
     const unsigned bits = __builtin_bit_cast(unsigned, value);

@@ -104,9 +104,22 @@ double drawn(float x) {
     return static_cast<std::int32_t>(bits) * 0x1p-31;
 }
 
+// Within `relative` of the exact value, the rounding to f32 included.
 float moved(double exact, float x, double relative) {
-    return static_cast<float>(exact * (1.0 + relative * drawn(x)));
+    return static_cast<float>(exact * (1.0 + (relative - 0x1p-24) * drawn(x)));
 }
+
+// One of the two f32 beside the exact value: within 1 ulp.
+float beside(double exact, float x) {
+    const float nearest = static_cast<float>(exact);
+    if (nearest == exact || !std::isfinite(nearest) || drawn(x) < 0.0) {
+        return nearest;
+    }
+    return std::nextafter(nearest, nearest < exact ? INFINITY : -INFINITY);
+}
+
+// Into -1..1; a NaN stays one.
+float clamped(float x) { return x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x; }
 
 } // namespace
 
@@ -117,14 +130,12 @@ float exp2_approx(float x) {
     }
     return flushed(moved(std::exp2(static_cast<double>(x)), x, 0x1p-22));
 }
-float rcp_approx(float x) { return flushed(moved(1.0 / flushed(x), x, 0x1p-23)); }
+float rcp_approx(float x) { return flushed(beside(1.0 / flushed(x), x)); }
 float rsqrt_approx(float x) {
     return flushed(moved(1.0 / std::sqrt(static_cast<double>(flushed(x))), x, 1.2768e-7));
 }
-float tanh_approx(float x) { return std::fmax(-1.0f, std::fmin(1.0f, moved(std::tanh(x), x, 0x1p-11))); }
+float tanh_approx(float x) { return clamped(moved(std::tanh(static_cast<double>(x)), x, 0x1p-11)); }
 float sqrt_rn(float x) { return std::sqrt(x); }
-float erf_f32(float x) {
-    return std::fmax(-1.0f, std::fmin(1.0f, moved(std::erf(static_cast<double>(x)), x, 0x1p-23)));
-}
+float erf_f32(float x) { return clamped(moved(std::erf(static_cast<double>(x)), x, 0x1p-23)); }
 
 } // namespace emu
