@@ -76,7 +76,7 @@ template <int ROWS> PTX_INLINE void copy_queries(unsigned char *to, const fp16 *
     to += place(copy_row(), copy_chunk());
 #pragma unroll
     for (int i = 0; i < ROWS; i += STEP) {
-        cp_async_16(to + i * ROW_BYTES, at + static_cast<long long>(i) * pitch, i < left ? 16 : 0);
+        cp_async_16(to + i * ROW_BYTES, at + static_cast<long long>(i) * pitch, i < left);
     }
 }
 
@@ -85,9 +85,9 @@ PTX_INLINE void copy_tile(unsigned char *to, const fp16 *&at, int width, int lef
     to += place(copy_row(), copy_chunk());
 #pragma unroll
     for (int i = 0; i < KEYS; i += STEP) {
-        const int bytes = i < left ? 16 : 0;
-        cp_async_16(to + i * ROW_BYTES, at, bytes);
-        cp_async_16(to + i * ROW_BYTES + TILE_BYTES, at + width, bytes);
+        const bool live = i < left;
+        cp_async_16(to + i * ROW_BYTES, at, live);
+        cp_async_16(to + i * ROW_BYTES + TILE_BYTES, at + width, live);
         at += static_cast<long long>(STEP) * pitch;
     }
 }

@@ -139,8 +139,8 @@ PTX_INLINE void load_extra(const LinearArgs &args, fp16 *stage, int m0, int n0) 
         const fp16 *from =
             args.extra + static_cast<long long>(extra_row<E>(args, row)) * args.extra_pitch + column;
         fp16 *to = stage + i / ACROSS * Tile::PITCH + i % ACROSS * CHUNK;
-        if (aligned) {
-            cp_async_16(to, from, 2 * count);
+        if (aligned && (count == CHUNK || count == 0)) {
+            cp_async_16(to, from, count != 0);
         } else {
             for (int j = 0; j < CHUNK; j++) {
                 to[j] = j < count ? from[j] : fp16{0};

@@ -73,15 +73,15 @@ template <class Tile>
 PTX_INLINE void copy_stage(unsigned char *stage, const Copies<Tile> &copies, int k, int end) {
     using C = Copies<Tile>;
     unsigned char *to = stage + copies.to;
-    const int bytes = k + copies.column < end ? 16 : 0;
+    const bool live = k + copies.column < end;
 #pragma unroll
     for (int i = 0; i < C::A; i++) {
-        cp_async_16(to + i * C::STEP * Tile::BK * 2, copies.a[i] + k, bytes);
+        cp_async_16(to + i * C::STEP * Tile::BK * 2, copies.a[i] + k, live);
     }
     to += Tile::A_BYTES;
 #pragma unroll
     for (int i = 0; i < C::B; i++) {
-        cp_async_16(to + i * C::STEP * Tile::BK * 2, copies.b[i] + k, bytes);
+        cp_async_16(to + i * C::STEP * Tile::BK * 2, copies.b[i] + k, live);
     }
 }
 

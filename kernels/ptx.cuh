@@ -307,18 +307,18 @@ PTX_INLINE unsigned smem_address(const void *in_shared) {
 //     cp_async_commit   all copies issued since the last commit become one group
 //     cp_async_wait<N>  all but the newest N groups have landed, for THIS thread; others need a barrier after it
 
-// 16 bytes, of which the first `bytes` (0..=16) come from `from`; all are zero, and `from` may be any 16-byte
-// aligned address, when bytes is 0. Bypasses L1. Of 1..=15 the PTX manual says that the rest is zero, but ptxas
-// 13.0 makes 16 of every size but 0 (its code for sm_80 to sm_120 has a predicate and no size): use nothing of
-// the rest, and let `from` be readable for 16 bytes.
-PTX_INLINE void cp_async_16(void *to_shared, const void *from, int bytes) {
+// 16 bytes from `from`, or zeros: then `from` may be any 16-byte aligned address. Bypasses L1.
+//
+// No sizes in between, though the PTX manual has them: what ptxas 13.0 makes for sm_80 to sm_120 has a predicate and
+// no size, so that 1..=15 copy, and read, all 16.
+PTX_INLINE void cp_async_16(void *to_shared, const void *from, bool copy) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
-                 : "r"(smem_address(to_shared)), "l"(__cvta_generic_to_global(from)), "r"(bytes)
+                 : "r"(smem_address(to_shared)), "l"(__cvta_generic_to_global(from)), "r"(copy ? 16 : 0)
                  : "memory");
 #else
-    emu::cp_async_16(to_shared, from, bytes);
+    emu::cp_async_16(to_shared, from, copy);
 #endif
 }
 PTX_INLINE void cp_async_commit() {

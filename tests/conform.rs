@@ -35,7 +35,7 @@ fn conform(seed: u32, arguments: &[&str]) -> Ended {
 }
 
 /// Primitives whose way, not only whose answer, depends on the order of lanes, warps and copies.
-const TOGETHER: &str = "shared_16_8,atomic_min_u64,atomic_add_u32,cp_async_16,cp_async_16_cut,cp_async_groups,block_barrier,\
+const TOGETHER: &str = "shared_16_8,atomic_min_u64,atomic_add_u32,cp_async_16,cp_async_groups,block_barrier,\
     warp_barrier,shuffle_xor,shuffle,ballot,ldmatrix_x4,ldmatrix_x4_trans,product,swizzle_64,swizzle_128";
 
 #[test]

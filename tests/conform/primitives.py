@@ -254,16 +254,12 @@ def memory():
     addresses = pack("I", [*range(0, 512, 4), 0])
     Primitive("smem_address", "bits", bytes(16), 128, 4 * 129, lambda: addresses, (1, 128, 512))
 
-    # PTX ISA, cp.async: src-size bytes are copied, the rest of 16 is zero; but see kernels/ptx.cuh.
-    for name, sizes in [
-        ("cp_async_16", [16 * random.bits(1) for _ in range(128)]),  # what the layers use
-        ("cp_async_16_cut", [random.below(17) for _ in range(128)]),
-    ]:
-        landed = [data[16 * i : 16 * i + size] + bytes(16 - size) for i, size in enumerate(sizes)]
-        Primitive(
-            name, "bits", data[: 16 * 128] + pack("i", sizes), 128, 16 * 128,
-            lambda landed=landed: b"".join(landed[i ^ 3] for i in range(128)), (1, 128, 16 * 128),
-        )  # fmt: skip
+    copied = [random.bits(1) for _ in range(128)]
+    landed = [data[16 * i : 16 * i + 16] if copy else bytes(16) for i, copy in enumerate(copied)]
+    Primitive(
+        "cp_async_16", "bits", data[: 16 * 128] + pack("i", copied), 128, 16 * 128,
+        lambda: b"".join(landed[i ^ 3] for i in range(128)), (1, 128, 16 * 128),
+    )  # fmt: skip
     groups = data[: 5 * 16 * 64]
     Primitive("cp_async_groups", "bits", groups, 64, len(groups), lambda: groups, (1, 64, len(groups)))
 

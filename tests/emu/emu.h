@@ -43,7 +43,7 @@ void load_constant(void *to_registers, const void *from, int bytes);
 unsigned long long atomic_min_u64(unsigned long long *at, unsigned long long value);
 unsigned atomic_add_u32(unsigned *at, unsigned value);
 
-void cp_async_16(void *to_shared, const void *from, int bytes);
+void cp_async_16(void *to_shared, const void *from, bool copy);
 void cp_async_commit();
 void cp_async_wait(int groups_left);
 

@@ -253,13 +253,11 @@ void block_barrier() {
 // it is then: a reader that is too early finds NaN, a writer that reuses the source too early changes what
 // arrives.
 
-void cp_async_16(void *to, const void *from, int bytes) {
+void cp_async_16(void *to, const void *from, bool copy) {
     Thread *self = hot.self;
     const void *pc = CALLER;
-    if (bytes < 0 || bytes > 16) {
-        hot.executor->fail(719, "bad cp.async", "source size " + std::to_string(bytes) + ", at most 16", pc);
-    }
     check_shared(to, 16, Access::Write, pc);
+    const int bytes = copy ? 16 : 0;
     check_global(from, bytes, 16, Access::Read, pc);
     poison(to, 16);
     auto *target = static_cast<unsigned char *>(to);

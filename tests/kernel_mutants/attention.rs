@@ -41,9 +41,9 @@ mutants! { attention:
     mask_one_key_late: "attention_sm80.cu", WRONG,
         "c % 2 >= keys" => "c % 2 > keys";
     keys_beyond_the_end_not_zero: "attention_sm80.cu", BOUNDS | WRONG,
-        "const int bytes = i < left ? 16 : 0;" => "const int bytes = 16;";
+        "const bool live = i < left;" => "const bool live = true;";
     queries_beyond_the_end_read: "attention_sm80.cu", BOUNDS,
-        "pitch, i < left ? 16 : 0)" => "pitch, i <= left ? 16 : 0)";
+        "pitch, i < left)" => "pitch, i <= left)";
     row_guard_one_late: "attention_sm80.cu", BOUNDS | GLOBAL_RACE | WRONG,
         "if (first + row < tokens)" => "if (first + row <= tokens)";
 

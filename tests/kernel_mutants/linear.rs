@@ -41,7 +41,7 @@ mutants! { linear_bias:
 
     // Tails.
     k_guard_one_chunk_late: "linear_sm80.cu", WRONG | BOUNDS,
-        "k + copies.column < end ?" => "k + copies.column <= end ?";
+        "k + copies.column < end;" => "k + copies.column <= end;";
     rows_of_w_clamped_one_late: "linear_sm80.cu", BOUNDS,
         "n = n < args.n ? n : args.n - 1;" => "n = n <= args.n ? n : args.n - 1;";
     class_row_not_skipped: "linear_sm80.cu", WRONG,
@@ -77,7 +77,7 @@ mutants! { linear_residual:
         "cp_async_commit();\n    cp_async_wait<0>();\n}\n\ntemplate <Epilogue E> PTX_INLINE float finish" =>
         "cp_async_commit();\n}\n\ntemplate <Epilogue E> PTX_INLINE float finish";
     extra_beyond_n_read: "linear.cuh", BOUNDS,
-        "cp_async_16(to, from, 2 * count)" => "cp_async_16(to, from, 16)";
+        "(count == CHUNK || count == 0)" => "true";
     extra_taken_for_aligned: "linear.cuh", ALIGNMENT,
         "aligned = rows_aligned(args.extra, args.extra_pitch)" => "aligned = true";
     rounded_twice: "linear.cuh", WRONG,

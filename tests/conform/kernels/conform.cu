@@ -154,37 +154,23 @@ extern "C" __global__ void conform_smem_address(unsigned *out, const unsigned *,
 // -----------------------------------------------------------------------------------------------------------
 // cp.async. One block of n threads.
 
-// 16 n bytes of shared memory. in: n chunks, then n sizes. Chunk i lands at place i ^ 3, cut to its size.
+// 16 n bytes of shared memory. in: n chunks, then n words. Chunk i lands at place i ^ 3, or zeros if its word is 0.
 extern "C" __global__ void conform_cp_async_16(vec16 *out, const vec16 *in, int n) {
     PTX_SMEM(vec16, tile);
     const int i = thread_x();
-    const int *sizes = reinterpret_cast<const int *>(in + n);
-    cp_async_16(tile + (i ^ 3), in + i, sizes[i]);
+    const int *copied = reinterpret_cast<const int *>(in + n);
+    cp_async_16(tile + (i ^ 3), in + i, copied[i] != 0);
     cp_async_commit();
     cp_async_wait<0>();
     block_barrier(); // everybody's chunks are there
     store_16(out + i, load_16(tile + i));
 }
 
-// The same, but what lies behind a chunk's size is nobody's, and left out.
-extern "C" __global__ void conform_cp_async_16_cut(unsigned char *out, const vec16 *in, int n) {
-    PTX_SMEM(unsigned char, tile);
-    const int i = thread_x();
-    const int *sizes = reinterpret_cast<const int *>(in + n);
-    cp_async_16(tile + (i ^ 3) * 16, in + i, sizes[i]);
-    cp_async_commit();
-    cp_async_wait<0>();
-    block_barrier(); // everybody's chunks are there
-    for (int j = 0; j < 16; j++) {
-        out[i * 16 + j] = j < sizes[i ^ 3] ? tile[i * 16 + j] : 0;
-    }
-}
-
 // 80 n bytes of shared memory. Five chunks a thread in groups of 1, 2, none and 1; one more after the first wait.
 extern "C" __global__ void conform_cp_async_groups(vec16 *out, const vec16 *in, int n) {
     PTX_SMEM(vec16, tile);
     const int i = thread_x();
-    const auto issue = [&](int place) { cp_async_16(tile + (place * n + i), in + (place * n + i), 16); };
+    const auto issue = [&](int place) { cp_async_16(tile + (place * n + i), in + (place * n + i), true); };
     const auto keep = [&](int place) { store_16(out + (place * n + i), load_16(tile + (place * n + i))); };
     issue(0);
     cp_async_commit();
@@ -318,7 +304,7 @@ extern "C" __global__ void conform_swizzle_64(vec16 *out, const vec16 *in, int) 
     const int row = thread_x() / 4, chunk = thread_x() % 4;
     unsigned char *to = stage + row * 64 + (chunk ^ (row / 2 % 4)) * 16;
     for (int i = 0; i < 4; i++) {
-        cp_async_16(to + i * 32 * 64, in + (row + i * 32) * 4 + chunk, 16);
+        cp_async_16(to + i * 32 * 64, in + (row + i * 32) * 4 + chunk, true);
     }
     cp_async_commit();
     cp_async_wait<0>();
@@ -343,7 +329,7 @@ extern "C" __global__ void conform_swizzle_128(vec16 *out, const vec16 *in, int)
     const auto place = [](int row, int chunk) { return row * 128 + (chunk ^ (row % 8)) * 16; };
     const int row = thread_x() / 8, chunk = thread_x() % 8;
     for (int i = 0; i < 64; i += 16) {
-        cp_async_16(stage + place(row, chunk) + i * 128, in + (row + i) * 8 + chunk, 16);
+        cp_async_16(stage + place(row, chunk) + i * 128, in + (row + i) * 8 + chunk, true);
     }
     cp_async_commit();
     cp_async_wait<0>();

@@ -31,7 +31,7 @@ PTX_INLINE void fill_stage(unsigned char *stage, const fp16 *a, const fp16 *b, i
         const int row = i / 4, chunk = i % 4;
         const fp16 *from =
             row < BM ? a + static_cast<long long>(row) * k : b + static_cast<long long>(row - BM) * k;
-        cp_async_16(stage + swizzled<NONE>(row, chunk), from + step * BK + chunk * 8, 16);
+        cp_async_16(stage + swizzled<NONE>(row, chunk), from + step * BK + chunk * 8, true);
     }
 }
 

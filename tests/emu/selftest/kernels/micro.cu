@@ -168,7 +168,7 @@ extern "C" __global__ void micro_misaligned_4(
 }
 extern "C" __global__ void micro_misaligned_async(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
-    cp_async_16(tile + 4 * thread_x(), in + 4 * thread_x() + 2, 16);
+    cp_async_16(tile + 4 * thread_x(), in + 4 * thread_x() + 2, true);
     cp_async_commit();
     cp_async_wait<0>();
     out[thread_x()] = tile[thread_x() * 4];
@@ -234,7 +234,7 @@ extern "C" __global__ void micro_deadlock(float *out, const float *in, int n) {
 }
 extern "C" __global__ void micro_exit_in_flight(float *out, const float *in, int n) {
     PTX_SMEM(float, tile);
-    cp_async_16(tile + 4 * thread_x(), in + 4 * thread_x(), 16);
+    cp_async_16(tile + 4 * thread_x(), in + 4 * thread_x(), true);
     cp_async_commit();
     out[thread_x()] = in[thread_x()];
 }
