@@ -67,10 +67,13 @@ inline __attribute__((always_inline)) float half_to_float(unsigned short half) {
     return __builtin_bit_cast(float, bits | sign);
 }
 
-// The larger, +0 above -0; if one is NaN, the other.
+// The larger, +0 above -0; if one is NaN, the other. Without a branch: the compiler would have a collective after it
+// twice, once for each way, and lanes would seem to be in different ones.
 inline __attribute__((always_inline)) float larger(float a, float b) {
-    const bool b_wins = a < b || a != a || (a == b && (__builtin_bit_cast(unsigned, a) >> 31) != 0);
-    return b_wins ? b : a;
+    const unsigned bits_a = __builtin_bit_cast(unsigned, a), bits_b = __builtin_bit_cast(unsigned, b);
+    const unsigned b_wins =
+        static_cast<unsigned>(a < b) | static_cast<unsigned>(a != a) | (static_cast<unsigned>(a == b) & bits_a >> 31);
+    return __builtin_bit_cast(float, b_wins != 0 ? bits_b : bits_a);
 }
 
 // f32 -> fp16, to nearest, ties to even. A NaN becomes the quiet 0x7fff, as on the device.

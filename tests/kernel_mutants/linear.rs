@@ -77,7 +77,7 @@ mutants! { linear_residual:
         "cp_async_commit();\n    cp_async_wait<0>();\n}\n\ntemplate <Epilogue E> PTX_INLINE float finish" =>
         "cp_async_commit();\n}\n\ntemplate <Epilogue E> PTX_INLINE float finish";
     extra_beyond_n_read: "linear.cuh", BOUNDS,
-        "(count == CHUNK || count == 0)" => "true";
+        "count = left < 0 ? 0 : left < CHUNK ? left : CHUNK;" => "count = left < 0 ? 0 : CHUNK;";
     extra_taken_for_aligned: "linear.cuh", ALIGNMENT,
         "aligned = rows_aligned(args.extra, args.extra_pitch)" => "aligned = true";
     rounded_twice: "linear.cuh", WRONG,
