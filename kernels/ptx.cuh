@@ -16,16 +16,13 @@
 //   * fp16 is a bag of 16 bits. Arithmetic happens in f32, rounding is named where it happens.
 //   * Addresses of 16-byte accesses are multiples of 16; of 8-byte accesses multiples of 8.
 //
-// A file for one architecture says so before it includes this one: #define PTX_ONLY_SM90A.
+// What only one architecture has is in a file of its own: ptx_sm90.cuh.
 #pragma once
 
 #if defined(__CUDACC__)
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #error "these kernels need cp.async and mma.m16n8k16: compile for sm_80 or later"
-#endif
-#if defined(__CUDA_ARCH__) && defined(PTX_ONLY_SM90A) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "this file is for sm_90a alone: wgmma and setmaxnreg exist nowhere else"
 #endif
 
 #define PTX_INLINE __device__ __forceinline__

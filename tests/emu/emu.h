@@ -56,6 +56,25 @@ Quad ldmatrix_x4(const void *row_in_shared);
 Quad ldmatrix_x4_trans(const void *row_in_shared);
 FloatQuad mma_16816(FloatQuad d, Quad a, unsigned b0, unsigned b1);
 
+// Hopper's (kernels/ptx_sm90.cuh, async.h).
+void mbarrier_init(void *at, int arrivals);
+void mbarrier_invalidate(void *at);
+void fence_mbarrier_init();
+void mbarrier_arrive(void *at, int bytes);
+void mbarrier_wait(void *at, int parity);
+void fence_proxy_async();
+void tma_prefetch(const void *map);
+void tma_load_2d(void *to_shared, const void *map, int x, int y, void *mbarrier);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups_left, float *d);
+void wgmma_ss(float *d, unsigned long long a, unsigned long long b, int n, bool b_n_major, bool add);
+void wgmma_rs(float *d, Quad a, unsigned long long b, int n, bool b_n_major, bool add);
+void set_registers(int count, bool more);
+void named_barrier(int id, int threads, bool waits);
+void grid_wait();
+void grid_launch_dependents();
+
 // fp16 -> f32, exact: subnormals by renormalising through a float multiply.
 inline __attribute__((always_inline)) float half_to_float(unsigned short half) {
     const unsigned sign = (half & 0x8000u) << 16;

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <sys/mman.h>
 
+#include "async.h"
 #include "memory.h"
 #include "report.h"
 
@@ -63,14 +64,16 @@ unsigned char *map(std::size_t bytes) {
 } // namespace
 
 const char *op_name(Op op) {
-    static const char *const names[] = {"nothing", "warp_barrier", "shuffle",           "shuffle_xor",
-                                        "ballot",  "ldmatrix_x4",  "ldmatrix_x4_trans", "mma_16816"};
+    static const char *const names[] = {
+        "nothing",     "warp_barrier", "shuffle",      "shuffle_xor",    "ballot",          "ldmatrix_x4",
+        "ldmatrix_x4_trans", "mma_16816", "wgmma_fence", "wgmma",        "wgmma_commit",    "wgmma_wait",
+        "named_barrier", "named_arrive", "set_registers", "mbarrier_wait"};
     return names[static_cast<int>(op)];
 }
 
 Executor::Executor()
     : threads(MAX_THREADS), warps(MAX_THREADS / LANES), in_flight(MAX_SHARED / 16 + 1),
-      cells(MAX_SHARED / CELL + 1) {
+      async(std::make_unique<Async>(*this)), cells(MAX_SHARED / CELL + 1) {
     stacks_ = map(MAX_THREADS * STACK);
     for (int i = 0; i < MAX_THREADS; i++) {
         mprotect(stacks_ + i * STACK, PAGE, PROT_NONE); // overflow stops here
@@ -169,7 +172,7 @@ bool Executor::run_block() {
     for (unsigned w = 0; w < warp_count; w++) {
         const unsigned lanes = std::min<unsigned>(LANES, thread_count - w * LANES);
         const unsigned all = lanes == LANES ? ~0u : (1u << lanes) - 1;
-        warps[w] = Warp{all, all, 0, Op::None, nullptr, lane_style == 0 ? 0 : random.below(LANES), 0};
+        warps[w] = Warp{all, all, 0, 0, Op::None, nullptr, lane_style == 0 ? 0 : random.below(LANES), 0};
     }
     for (unsigned t = 0; t < thread_count; t++) {
         Thread &thread = threads[t];
@@ -182,6 +185,7 @@ bool Executor::run_block() {
         // Tops are staggered: equal addresses modulo 4 KiB would share the same few cache sets.
         context_make(thread.context, stacks_ + t * STACK, STACK - t * 192 % 3840, fiber_entry);
     }
+    async->used = false;
     at_barrier = done = 0;
     failed_ = finished_ = false;
     draw_budget();
@@ -238,6 +242,9 @@ Thread *Executor::pick() {
 
 void Executor::leave(Thread *self) {
     Thread *next = pick();
+    while (next == nullptr && async->progress()) {
+        next = pick();
+    }
     if (next == self) {
         return;
     }
@@ -285,6 +292,9 @@ void Executor::thread_main() {
                  std::to_string(self->copies[0].to - shared),
              self->copies[0].pc);
     }
+    if (async->used) {
+        async->check_exit(*self);
+    }
     const unsigned bit = 1u << self->index % LANES;
     self->state = State::Done;
     w.alive &= ~bit;
@@ -296,13 +306,16 @@ void Executor::thread_main() {
                  " returned while others wait at the block's barrier:\n" + waiting(),
              barrier_pc);
     }
-    if (w.arrived != 0 && w.ready == 0) {
+    if (w.arrived != 0 && (w.ready | w.waiting) == 0) {
         fail(719, "warp divergence",
              "thread " + std::to_string(self->index) + " returned while lanes of its warp wait for it:\n" +
                  waiting(),
              w.pc);
     }
     if (done == thread_count) {
+        if (async->used) {
+            async->check_end();
+        }
         finished_ = true;
         Context dead;
         context_switch(dead, main_);
@@ -328,7 +341,8 @@ std::string Executor::waiting() const {
     // Neighbours that wait for the same thing are one line.
     std::string text;
     const auto same = [](const Thread &a, const Thread &b) {
-        return a.state == b.state && (a.state == State::Done || (a.pc == b.pc && a.op == b.op));
+        return a.state == b.state && (a.state == State::Done || (a.pc == b.pc && a.op == b.op &&
+                                        (a.state != State::AtAsync || a.word.argument == b.word.argument)));
     };
     for (unsigned t = 0; t < thread_count;) {
         unsigned end = t + 1;
@@ -347,6 +361,9 @@ std::string Executor::waiting() const {
             break;
         case State::AtBarrier:
             text += "at the block's barrier at " + mark_line(first.pc);
+            break;
+        case State::AtAsync:
+            text += async->waiting(first) + mark_line(first.pc);
             break;
         case State::Done:
             text += "returned";

@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@
 namespace emu {
 
 class Memory;
+struct Async;
 struct Executor;
 
 constexpr int LANES = 32;
@@ -96,7 +98,24 @@ struct Random {
 // ---- the threads of a block
 // ---------------------------------------------------------------------------------
 
-enum class Op : std::uint8_t { None, Barrier, Shuffle, ShuffleXor, Ballot, Ldmatrix, LdmatrixTrans, Mma };
+enum class Op : std::uint8_t {
+    None,
+    Barrier,
+    Shuffle,
+    ShuffleXor,
+    Ballot,
+    Ldmatrix,
+    LdmatrixTrans,
+    Mma,
+    WgmmaFence, // from here on: async.h
+    Wgmma,
+    WgmmaCommit,
+    WgmmaWait,
+    Named,
+    NamedArrive,
+    SetRegisters,
+    Mbarrier,
+};
 const char *op_name(Op op);
 
 struct AsyncCopy {
@@ -107,7 +126,7 @@ struct AsyncCopy {
     const void *pc; // where it was issued
 };
 
-enum class State : std::uint8_t { Ready, AtCollective, AtBarrier, Done };
+enum class State : std::uint8_t { Ready, AtCollective, AtBarrier, AtAsync, Done };
 
 struct Thread {
     Context context;
@@ -127,6 +146,13 @@ struct Thread {
         } word;
         const unsigned char *row;
         Quad quad;
+        struct {
+            float *d;
+            std::uint64_t a, b;
+            Quad kept;
+            int n;
+            bool b_n_major, add, a_kept;
+        } wgmma;
     };
     unsigned group;                // cp.async: the group that the next commit closes
     unsigned landed;               // groups below this one have landed
@@ -137,6 +163,7 @@ struct Warp {
     unsigned alive;   // lanes that have not returned
     unsigned ready;   // lanes that can run
     unsigned arrived; // lanes in the collective under way
+    unsigned waiting; // lanes at an mbarrier or a named barrier
     Op op;
     const void *pc;
     unsigned first_lane; // lanes are tried from this one on
@@ -158,7 +185,7 @@ struct Hot {
     std::uintptr_t stacks, stacks_bytes;
     Hit hit, older;           // the device allocation that was last accessed, and the one before
     std::int64_t budget;      // hooked accesses until the next pre-emption
-    unsigned char *in_flight; // per 16 bytes of shared memory: not 0 while a cp.async writes there
+    unsigned char *in_flight; // per 16 bytes of shared memory: not 0 while a cp.async writes there (and async.h)
     Thread *self;
     Executor *executor;
 };
@@ -188,6 +215,9 @@ struct Executor {
     [[noreturn]] void fail(int code, const char *kind, const std::string &detail, const void *pc);
     // Whether two return addresses belong to one source line (asked on the main stack; remembered).
     bool same_line(const void *a, const void *b);
+    // Whether an mbarrier or a named barrier puts the last write (the reads) of a cell before this moment.
+    bool ordered_write(const Trace &c, const Moment &now) const;
+    bool ordered_read(const Trace &c, const Moment &now) const;
     // Threads that wait, grouped: for reports of deadlock and divergence.
     std::string waiting() const;
 
@@ -204,6 +234,7 @@ struct Executor {
     std::vector<Warp> warps;
     unsigned char *shared = nullptr;
     std::vector<unsigned char> in_flight;
+    std::unique_ptr<Async> async; // what only Hopper has
     // For races.h. Epochs are never used twice, so cells need no clearing.
     std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
     std::uint32_t unordered_from = 0; // first epoch of `launch->unordered`; the launch's own: there are none

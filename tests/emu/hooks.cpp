@@ -15,7 +15,7 @@
 #include <link.h>
 #include <string>
 
-#include "engine.h"
+#include "async.h"
 #include "memory.h"
 #include "report.h"
 #include "track.h"
@@ -80,8 +80,10 @@ __attribute__((noinline, noreturn)) void beyond_shared(std::uintptr_t address, s
                        pc);
 }
 
-__attribute__((noinline, noreturn)) void under_way(std::uintptr_t address, std::size_t bytes, Access access,
-                                                   const void *pc) {
+__attribute__((noinline)) void under_way(std::uintptr_t address, std::size_t bytes, Access access, const void *pc) {
+    if ((hot.in_flight[(address - hot.shared) / 16] & CP_ASYNC) == 0) {
+        return hot.executor->async->touched(address, bytes, access, pc);
+    }
     // Whose copy is it?
     std::string owner;
     const Executor &ex = *hot.executor;
@@ -253,8 +255,8 @@ int grid_x() { return static_cast<int>(hot.executor->launch->grid.x); }
 int grid_y() { return static_cast<int>(hot.executor->launch->grid.y); }
 int block_dim_x() { return static_cast<int>(hot.executor->thread_count); }
 unsigned char *shared_memory() { return hot.executor->shared; }
-// A window that begins with 1 KiB of the system's, as on recent cards.
-unsigned shared_address(const void *p) { return static_cast<unsigned>(number(p) - hot.shared) + 1024; }
+// A window that begins with 1 KiB of the system's, as on recent cards, and no better aligned than its address here.
+unsigned shared_address(const void *p) { return static_cast<unsigned>(number(p) - hot.shared) + 1024 + 128; }
 
 } // namespace emu
 

@@ -71,6 +71,7 @@ const std::vector<Frame> &frames_of(const void *pc) {
 
 bool in_primitives(const Frame &frame) {
     return frame.place.find("ptx.cuh:") != std::string::npos ||
+           frame.place.find("ptx_sm90.cuh:") != std::string::npos ||
            frame.place.find("emu.h:") != std::string::npos;
 }
 

@@ -44,7 +44,7 @@ inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, 
         return;
     }
     for (Cell *end = c + bytes / CELL; c != end; c++) {
-        if (write_conflicts(*c, now)) {
+        if (write_conflicts(*c, now) && !hot.executor->ordered_write(*c, now)) {
             shared_race(*c, true, address, bytes, access, pc);
         }
         if (access == Access::Read) {
@@ -54,7 +54,7 @@ inline __attribute__((always_inline)) void track_shared(std::uintptr_t address, 
             note_read(*c, now);
             c->read_line = now.line;
         } else {
-            if (read_conflicts(*c, now)) {
+            if (read_conflicts(*c, now) && !hot.executor->ordered_read(*c, now)) {
                 shared_race(*c, false, address, bytes, access, pc);
             }
             note_write(*c, now);

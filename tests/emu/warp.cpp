@@ -10,7 +10,7 @@
 #include <cstring>
 #include <string>
 
-#include "engine.h"
+#include "async.h"
 #include "memory.h"
 #include "report.h"
 #include "warp.h"
@@ -103,12 +103,15 @@ void perform(Op op, Thread *lanes) {
     case Op::None:
     case Op::Barrier:
         return;
+    default:
+        return perform_async(op, lanes);
     }
 }
 
 std::string lane_name(const Thread &t) { return "thread " + std::to_string(t.index); }
 
-// Returns when the whole warp has come and the work is done.
+} // namespace
+
 void collect(Thread *self, Op op, const void *pc) {
     Executor &ex = *hot.executor;
     Warp &w = ex.warp_of(*self);
@@ -138,7 +141,7 @@ void collect(Thread *self, Op op, const void *pc) {
     }
     self->state = State::AtCollective;
     w.ready &= ~(1u << self->index % LANES);
-    if (w.ready == 0) {
+    if ((w.ready | w.waiting) == 0) {
         const bool short_warp =
             ex.thread_count % LANES != 0 && self->index / LANES == ex.thread_count / LANES;
         ex.fail(719, "warp divergence",
@@ -150,8 +153,6 @@ void collect(Thread *self, Op op, const void *pc) {
     }
     ex.leave(self);
 }
-
-} // namespace
 
 void warp_barrier() { collect(hot.self, Op::Barrier, CALLER); }
 
@@ -225,7 +226,7 @@ void block_barrier() {
                     ex.waiting(),
                 pc);
     }
-    if (w.arrived != 0 && w.ready == 0) {
+    if (w.arrived != 0 && (w.ready | w.waiting) == 0) {
         ex.fail(719, "warp divergence",
                 lane_name(*self) + " waits at the block's barrier while lanes of its warp wait for it:\n" +
                     ex.waiting(),
@@ -234,6 +235,9 @@ void block_barrier() {
     if (ex.at_barrier == ex.thread_count) {
         ex.at_barrier = 0;
         ex.epoch++;
+        if (ex.async->used) {
+            ex.async->block_barrier();
+        }
         for (unsigned t = 0; t < ex.thread_count; t++) {
             ex.threads[t].state = State::Ready;
         }
@@ -261,7 +265,7 @@ void cp_async_16(void *to, const void *from, bool copy) {
     check_global(from, bytes, 16, Access::Read, pc);
     poison(to, 16);
     auto *target = static_cast<unsigned char *>(to);
-    hot.in_flight[(target - hot.executor->shared) / 16] = 1;
+    hot.in_flight[(target - hot.executor->shared) / 16] |= CP_ASYNC;
     self->copies.push_back({target, static_cast<const unsigned char *>(from), bytes, self->group, pc});
 }
 

@@ -5,11 +5,17 @@
 
 namespace emu {
 
+struct Thread;
+enum class Op : std::uint8_t;
+
 enum class Access : std::uint8_t { Read, Write, Atomic };
 
 // Ends the launch unless the running thread may do this. `pc`: a return address in the kernel.
 void check_shared(const void *at, int bytes, Access access, const void *pc); // aligned to `bytes`
 void check_global(const void *at, int bytes, int alignment, Access access, const void *pc);
+
+// The running thread comes to a collective; returns when the whole warp has, and the work is done.
+void collect(Thread *self, Op op, const void *pc);
 
 // A cp.async of the running thread has written 16 bytes there.
 void landed_in_shared(const void *at, const void *pc);

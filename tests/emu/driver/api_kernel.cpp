@@ -1,9 +1,10 @@
-// api_kernel.cpp: modules, functions, launches.
+// api_kernel.cpp: modules, functions, launches, maps of tensors.
 //
 // A module is any image that looks like one; its functions are found by name among the kernels compiled into
 // this library.
 #include <cstring>
 
+#include "../tensor_map.h"
 #include "plant.h"
 #include "state.h"
 
@@ -205,6 +206,38 @@ CUAPI cuLaunchKernelEx(const CUlaunchConfig *c, void *function, void **parameter
     return launch(d, device, function, Dim{c->gridDimX, c->gridDimY, c->gridDimZ},
                   Dim{c->blockDimX, c->blockDimY, c->blockDimZ}, c->sharedMemBytes, c->hStream, parameters,
                   extra);
+}
+
+// Of what the driver takes: fp16, whole strides, swizzles of 0 or 128 bytes, zeros outside. What it refuses is refused;
+// what the emulated device lacks is too.
+CUAPI cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const std::uint64_t *sizes,
+                             const std::uint64_t *strides, const unsigned *box, const unsigned *element_strides,
+                             int interleave, int swizzle, int promotion, int fill) {
+    ENTER();
+    if (d.settings.cc < 90) {
+        return NOT_SUPPORTED;
+    }
+    const char *wants = nullptr;
+    if (map == nullptr || sizes == nullptr || box == nullptr || element_strides == nullptr ||
+        (rank > 1 && strides == nullptr)) {
+        wants = "pointers that are not null";
+    } else if (type != 6 || interleave != 0 || (swizzle != 0 && swizzle != 3) || promotion < 0 || promotion > 3 ||
+               fill != 0) {
+        wants = "fp16, no interleave, a swizzle of none or 128 bytes, a fill of zeros";
+    } else {
+        for (unsigned i = 0; i < rank && i < 5; i++) {
+            wants = element_strides[i] != 1 ? "element strides of 1" : wants;
+        }
+    }
+    if (wants == nullptr) {
+        wants = encode_tensor_map(map, static_cast<int>(rank), reinterpret_cast<std::uint64_t>(address), sizes, strides,
+                                  box, swizzle == 3);
+    }
+    if (wants != nullptr) {
+        say(std::string("emulated device: cuTensorMapEncodeTiled wants ") + wants + "\n");
+        return INVALID_VALUE;
+    }
+    return SUCCESS;
 }
 
 CUAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *handle, int threads,

@@ -488,6 +488,8 @@ void threads() {
     }
 }
 
+#include "tensor_maps.h"
+
 // Ends by a signal; the parent looks at what it said.
 void host_touches() {
     start();
@@ -500,6 +502,7 @@ const std::vector<std::pair<const char *, void (*)()>> PARTS = {
     {"eagerness", eagerness},     {"graphs", graphs},     {"sticky", sticky},
     {"refusals", refusals},       {"planted", planted},   {"log", log},
     {"two_devices", two_devices}, {"threads", threads},   {"host_touches", host_touches},
+    {"tensor_maps", tensor_maps}, {"no_tensor_maps", no_tensor_maps},
 };
 
 // Runs one part in a child; its output and status.

@@ -1,0 +1,146 @@
+// async.h: what Hopper does beside the threads: mbarriers, bulk copies of tensors, wgmma, named barriers.
+//
+//     bulk copy  issued: its destination is poison, nobody may touch it     lands: when nothing else can run, or at a
+//                drawn moment, in any order; its bytes count in the phase that its mbarrier is in then
+//     wgmma      issued: sums are poison     done: by the wait that names it, from the operands as they are then
+//
+// A report must not hang on who was faster. So what was seen is known, not guessed: each warp has a clock of what the
+// others did before it, which arrivals hand to the phase they belong to, and phases to those who wait for them:
+//
+//     steps     of each warp (races.h), so that plain accesses are ordered by mbarriers and named barriers too
+//     retired   the last wgmma that each warp has waited for: only then may its operands be written
+//     phases    of each mbarrier that are known to be over: only then may what they brought be read
+//
+// A lane's arrival hands on what its warp did in the same step, a little more than it should: lanes that still read are
+// then not seen. Named barriers are of whole warps, and exact.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "warp.h"
+
+namespace emu {
+
+constexpr unsigned MAX_WARPS = MAX_THREADS / LANES, MAX_MBARRIERS = 64;
+
+struct Known {
+    std::uint32_t steps[MAX_WARPS], retired[MAX_WARPS], phases[MAX_MBARRIERS];
+    void join(const Known &other);
+};
+
+struct Phases {         // an mbarrier
+    unsigned at;        // its byte of shared memory
+    bool live;
+    int arrivals, missing;
+    std::int64_t bytes; // expected and not there
+    std::uint32_t phase, waited, filled; // phases over; of those, somebody saw; the last that a copy belonged to, + 1
+    unsigned maker;     // the thread that initialised it
+    bool fenced;
+    std::uint32_t made; // the epoch
+    Known coming, over;
+};
+
+struct Named {
+    unsigned threads, come;
+    std::uint32_t opened;
+    Known coming, over;
+};
+
+struct BulkCopy {
+    std::vector<unsigned char> bytes; // as they were when it was issued
+    unsigned to, mbarrier;
+    const void *pc;
+};
+
+struct Sums { // of a warp, in flight
+    float *at[LANES];
+    int count, users; // each lane's; wgmmas under way
+    std::vector<float> values;
+};
+
+struct Multiply { // a wgmma of a warp, issued
+    std::uint32_t serial, group;
+    std::uint64_t a, b;
+    Quad kept[LANES];
+    int n;
+    bool b_n_major, add, a_kept;
+    const void *pc;
+    Sums *sums;
+};
+
+struct WarpAsync {
+    Known clock;
+    std::uint32_t issued, group; // serials go on from block to block
+    bool fenced;                 // since the last commit
+    unsigned registers, multiplies;
+    const void *registers_pc;
+    std::vector<Multiply> pending;
+    std::vector<std::unique_ptr<Sums>> sums;
+};
+
+struct Shape { // of the wgmmas of a warp group, in order: all four warps must agree
+    std::uint64_t a, b;
+    int n;
+    bool b_n_major, add;
+};
+
+// Bits of Executor::in_flight.
+enum : unsigned char { CP_ASYNC = 1, BULK = 2, LANDED = 4, MULTIPLIED = 8, MBARRIER = 16 };
+
+struct Async {
+    Executor &ex;
+    bool used = false; // by this block
+    std::vector<Phases> mbarriers;
+    std::vector<BulkCopy> copies;
+    Named named[16] = {};
+    WarpAsync warps[MAX_WARPS] = {};
+    std::vector<Shape> shapes[MAX_WARPS / 4];
+    // Of each 16 bytes: the copy that brought them, and the last wgmma of each warp that reads them.
+    std::vector<std::uint32_t> landed_by, landed_phase, read_by;
+    // Of each thread: the moment of its last proxy fence.
+    std::uint32_t fence_epoch[MAX_THREADS], fence_step[MAX_THREADS];
+
+    const void *last_copy = nullptr, *last_multiply = nullptr; // lines
+
+    explicit Async(Executor &e) : ex(e) {}
+    void begin(); // the first use in a block
+    bool progress(); // lands a copy; false: there is none
+    void maybe_progress();
+    void block_barrier();
+    void check_exit(const Thread &self);
+    void check_end();
+    std::string waiting(const Thread &t) const;
+
+    Phases &find(const void *at, const void *pc, unsigned *index = nullptr);
+    void arrive(Phases &b);
+    void turn(Phases &b);
+    // A reader that is no ordinary load: the tensor core. A writer that is no store: a copy.
+    void check_read(unsigned granule, std::uint32_t serial, const void *pc);
+    void check_write(unsigned granule, const void *pc);
+    void check_generic(const Cell &c, const char *who, const void *pc);
+    void touched(std::uintptr_t address, std::size_t bytes, Access access, const void *pc);
+    bool still_read(unsigned granule, unsigned *by) const;
+    void issue(Thread *lanes);
+    void wait(Thread *lanes, unsigned groups_left);
+    void named_barrier(Thread *lanes, bool waits);
+    void multiply(Multiply &m, unsigned warp);
+};
+
+// That of the running block.
+inline Async &async() {
+    Async &a = *hot.executor->async;
+    if (!a.used) {
+        a.begin();
+    }
+    return a;
+}
+inline unsigned char &flags(unsigned granule) { return hot.executor->in_flight[granule]; }
+inline std::string byte(unsigned at) { return "shared byte " + std::to_string(at); }
+
+// What a warp does together, when it is complete.
+void perform_async(Op op, Thread *lanes);
+
+} // namespace emu

@@ -1,0 +1,142 @@
+// bulk.cpp: maps of tensors, and the copies that follow them. See async.h and tensor_map.h.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "async.h"
+#include "memory.h"
+#include "tensor_map.h"
+
+#define CALLER __builtin_return_address(0)
+
+namespace emu {
+
+const char *encode_tensor_map(void *to, int rank, std::uint64_t address, const std::uint64_t *dims,
+                              const std::uint64_t *strides, const std::uint32_t *box, bool swizzle_128) {
+    if (rank < 1 || rank > 5) {
+        return "a rank of 1 to 5";
+    }
+    if (reinterpret_cast<std::uintptr_t>(to) % 64 != 0) {
+        return "a map at a multiple of 64";
+    }
+    if (address % 16 != 0) {
+        return "an address that is a multiple of 16";
+    }
+    EncodedMap map{};
+    map.magic = TENSOR_MAP_MAGIC;
+    map.rank = static_cast<std::uint32_t>(rank);
+    map.swizzle_128 = swizzle_128;
+    map.element_bytes = 2;
+    map.address = address;
+    for (int i = 0; i < rank; i++) {
+        if (dims[i] == 0 || dims[i] > std::uint64_t{1} << 32) {
+            return "sizes of 1 to 2^32";
+        }
+        if (box[i] == 0 || box[i] > 256) {
+            return "box sizes of 1 to 256";
+        }
+        if (i > 0 && (strides[i - 1] % 16 != 0 || strides[i - 1] >= std::uint64_t{1} << 40)) {
+            return "strides that are multiples of 16 below 2^40";
+        }
+        map.last[i] = static_cast<std::uint32_t>(dims[i] - 1);
+        map.box[i] = static_cast<std::uint16_t>(box[i]);
+        if (i > 0) {
+            map.strides[i - 1] = strides[i - 1];
+        }
+    }
+    if (box[0] * 2 % 16 != 0) {
+        return "rows of the box that are multiples of 16 bytes";
+    }
+    if (swizzle_128 && box[0] * 2 > 128) {
+        return "rows of the box of at most 128 bytes with the 128-byte swizzle";
+    }
+    std::memcpy(to, &map, sizeof map);
+    return nullptr;
+}
+
+void tma_prefetch(const void *map) {
+    if (reinterpret_cast<std::uintptr_t>(map) % 64 != 0) {
+        hot.executor->fail(716, "misaligned address", "a tensor map at no multiple of 64", CALLER);
+    }
+}
+
+void tma_load_2d(void *to_shared, const void *opaque, int x, int y, void *mbarrier) {
+    Async &a = async();
+    Executor &ex = a.ex;
+    const void *pc = CALLER;
+    EncodedMap map;
+    std::memcpy(&map, opaque, sizeof map);
+    if (map.magic != TENSOR_MAP_MAGIC || map.rank != 2 || reinterpret_cast<std::uintptr_t>(opaque) % 64 != 0) {
+        ex.fail(719, "no tensor map", "what is no 2-D map of the driver's, or at no multiple of 64", pc);
+    }
+    const auto to = static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(to_shared) - hot.shared);
+    if (shared_address(to_shared) % (map.swizzle_128 ? 1024 : 128) != 0) {
+        ex.fail(716, "misaligned address",
+                "a bulk copy to " + byte(to) + ": tiles begin at multiples of 128, of 1024 with the swizzle", pc);
+    }
+    BulkCopy copy{{}, to, 0, pc};
+    if (!a.find(mbarrier, pc, &copy.mbarrier).fenced) {
+        ex.fail(719, "missing proxy fence", "a bulk copy counts at an mbarrier that no fence_mbarrier_init followed",
+                pc);
+    }
+    const unsigned row_bytes = map.box[0] * 2u;
+    copy.bytes.resize(row_bytes * map.box[1]);
+    for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
+        a.check_write(g, pc);
+    }
+    for (unsigned r = 0; r < map.box[1]; r++) {
+        const std::int64_t row = std::int64_t{y} + r, width = std::int64_t{map.last[0]} + 1;
+        const std::int64_t from = std::max<std::int64_t>(x, 0), end = std::min<std::int64_t>(x + map.box[0], width);
+        if (row < 0 || row > std::int64_t{map.last[1]} || from >= end) {
+            continue; // zeros
+        }
+        const auto *source = reinterpret_cast<const unsigned char *>(map.address) + row * map.strides[0] + from * 2;
+        const std::size_t bytes = static_cast<std::size_t>(end - from) * 2;
+        check_global(source, static_cast<int>(bytes), 2, Access::Read, pc);
+        std::memcpy(&copy.bytes[r * row_bytes + static_cast<std::size_t>(from - x) * 2], source, bytes);
+    }
+    for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
+        flags(g) |= BULK;
+    }
+    poison(to_shared, copy.bytes.size());
+    if (map.swizzle_128) { // the 16 bytes c of a row of 128 lie at c ^ row % 8, by the address's own bits
+        std::vector<unsigned char> plain = copy.bytes;
+        for (unsigned r = 0; r < map.box[1]; r++) {
+            for (unsigned c = 0; c < row_bytes / 16; c++) {
+                const unsigned at = r * row_bytes + c * 16, swizzled = at ^ (at >> 7 & 7) << 4;
+                std::memcpy(&copy.bytes[swizzled], &plain[at], 16);
+            }
+        }
+    }
+    a.last_copy = pc;
+    a.copies.push_back(std::move(copy));
+    a.maybe_progress();
+}
+
+bool Async::progress() {
+    if (!used || copies.empty()) {
+        return false;
+    }
+    const std::size_t which = ex.random.below(static_cast<unsigned>(copies.size()));
+    BulkCopy &copy = copies[which];
+    Phases &b = mbarriers[copy.mbarrier];
+    std::memcpy(ex.shared + copy.to, copy.bytes.data(), copy.bytes.size());
+    for (unsigned g = copy.to / 16; g < (copy.to + copy.bytes.size()) / 16; g++) {
+        flags(g) = static_cast<unsigned char>((flags(g) & ~BULK) | LANDED);
+        landed_by[g] = copy.mbarrier;
+        landed_phase[g] = b.phase;
+    }
+    b.bytes -= static_cast<std::int64_t>(copy.bytes.size());
+    b.filled = b.phase + 1;
+    copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(which));
+    turn(b);
+    return true;
+}
+
+void Async::maybe_progress() {
+    if (ex.random.below(4) == 0) {
+        progress();
+    }
+}
+
+} // namespace emu
