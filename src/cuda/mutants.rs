@@ -3,14 +3,12 @@
 //!
 //! A fault is found by the emulated device's report, or by the numbers: the bounds are those of the other tests.
 
-use half::f16;
-
-use super::backend::tests::{on_gpus, pictures, sources};
-use super::testkit::{bits, in_child, least_cosine, load_emulator, planted, relative_l2, set_emulated, wide};
+use super::backend::tests::{alike, close, files, on_gpus, pictures, sources};
+use super::testkit::{in_child, load_emulator, planted, set_emulated};
 use crate::Encoder;
 use crate::encoder::EncoderOptions;
 use crate::image::{ImageSource, RgbImage};
-use crate::prompt::{Request, SequencePlan, Slot};
+use crate::prompt::{Request, SequencePlan};
 use crate::sequence::SequenceBuffer;
 use crate::synth::{self, Preset, SynthOptions};
 
@@ -40,10 +38,9 @@ impl Case {
 
     /// Compares features, which need no sequence.
     fn features(&self, images: &[ImageSource<'_>]) -> Result<(), String> {
-        let plan = self.plan("<ImageHere>");
         let [expected, found] = [&self.cpu, &self.cuda].map(|encoder| encoder.features(images));
         for (expected, found) in expected.unwrap().iter().zip(&found.map_err(|error| error.to_string())?) {
-            self.close(&plan.slots[0], expected.as_slice(), found.as_slice())?;
+            close(found.hidden(), found.as_slice(), expected.as_slice())?;
         }
         Ok(())
     }
@@ -65,34 +62,7 @@ impl Case {
             }
         }
         let (expected, found) = (expected.to_host().unwrap(), found.to_host().map_err(say)?);
-        self.compare(&plan, &expected, &found)
-    }
-
-    /// Text rows are equal, image rows close.
-    fn compare(&self, plan: &SequencePlan, expected: &[f16], found: &[f16]) -> Result<(), String> {
-        let hidden = self.cpu.config().hidden_size;
-        for (i, (found, expected)) in
-            found.chunks_exact(hidden).zip(expected.chunks_exact(hidden)).enumerate()
-        {
-            if !plan.im_mask[i] && bits(found) != bits(expected) {
-                return Err(format!("differs: text row {i}"));
-            }
-        }
-        for slot in &plan.slots {
-            let rows = slot.offset * hidden..(slot.offset + slot.len) * hidden;
-            self.close(slot, &expected[rows.clone()], &found[rows])?;
-        }
-        Ok(())
-    }
-
-    /// Compares image rows.
-    fn close(&self, slot: &Slot, expected: &[f16], found: &[f16]) -> Result<(), String> {
-        let (expected, hidden) = (wide(expected), self.cpu.config().hidden_size);
-        let (error, cosine) = (relative_l2(found, &expected), least_cosine(found, &expected, hidden));
-        if error <= 2e-3 && cosine >= 0.9999 {
-            return Ok(());
-        }
-        Err(format!("differs: {slot:?}: rel-L2 {error:e}, cosine {cosine}"))
+        alike(&plan, self.cpu.config().hidden_size, &found, &expected)
     }
 }
 
@@ -109,13 +79,7 @@ fn life() -> Result<(), String> {
     let small: Vec<&RgbImage> = few.iter().cycle().take(10).collect();
     let mut turned = few[0].clone();
     turned.data.reverse();
-    let files = [&few[0], &turned].map(|picture| {
-        let mut file = Vec::new();
-        picture.write_png(&mut file).unwrap();
-        file
-    });
-    let of_tower: Vec<ImageSource<'_>> =
-        files.iter().map(|file| file.as_slice().into()).cycle().take(8).collect();
+    let of_tower: Vec<_> = files(&[few[0].clone(), turned]).into_iter().cycle().take(8).collect();
     case.features(&of_tower[..2])?;
     case.encode(&format!("first {}", "<ImageHere> and ".repeat(7)), &sources(&small[..7]), false)?;
     case.encode(&format!("{}last", "<ImageHere>; then ".repeat(7)), &sources(&small[3..]), true)?;

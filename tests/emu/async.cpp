@@ -305,15 +305,20 @@ void Async::check_generic(const Cell &c, const char *who, const void *pc) {
     }
 }
 
-void Async::check_read(unsigned granule, std::uint32_t serial, const void *pc) {
+std::uintptr_t Async::check_place(unsigned granule, const char *who, Access access, const void *pc) {
     const std::uintptr_t address = hot.shared + granule * 16;
     if (granule * 16 + 16 > hot.shared_bytes) {
         ex.fail(700, "shared memory out of bounds",
-                "wgmma reads " + byte(granule * 16) + " of " + std::to_string(hot.shared_bytes), pc);
+                who + (" " + byte(granule * 16)) + " of " + std::to_string(hot.shared_bytes), pc);
     }
     if (flags(granule) != 0) {
-        touched(address, 16, Access::Read, pc);
+        touched(address, 16, access, pc);
     }
+    return address;
+}
+
+void Async::check_read(unsigned granule, std::uint32_t serial, const void *pc) {
+    const std::uintptr_t address = check_place(granule, "wgmma reads", Access::Read, pc);
     const Moment now = this_moment(pc);
     for (unsigned i = 0; i < 16 / CELL; i++) {
         const Cell &c = ex.cells[granule * (16 / CELL) + i];
@@ -330,14 +335,7 @@ void Async::check_read(unsigned granule, std::uint32_t serial, const void *pc) {
 }
 
 void Async::check_write(unsigned granule, const void *pc) {
-    const std::uintptr_t address = hot.shared + granule * 16;
-    if (granule * 16 + 16 > hot.shared_bytes) {
-        ex.fail(700, "shared memory out of bounds",
-                "a bulk copy writes " + byte(granule * 16) + " of " + std::to_string(hot.shared_bytes), pc);
-    }
-    if (flags(granule) != 0) {
-        touched(address, 16, Access::Write, pc);
-    }
+    const std::uintptr_t address = check_place(granule, "a bulk copy writes", Access::Write, pc);
     const Moment now = this_moment(pc);
     for (unsigned i = 0; i < 16 / CELL; i++) {
         Cell &c = ex.cells[granule * (16 / CELL) + i];

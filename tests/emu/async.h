@@ -118,6 +118,7 @@ struct Async {
     void arrive(Phases &b);
     void turn(Phases &b);
     // A reader that is no ordinary load: the tensor core. A writer that is no store: a copy.
+    std::uintptr_t check_place(unsigned granule, const char *who, Access access, const void *pc);
     void check_read(unsigned granule, std::uint32_t serial, const void *pc);
     void check_write(unsigned granule, const void *pc);
     void check_generic(const Cell &c, const char *who, const void *pc);

@@ -206,7 +206,6 @@ struct Driver {
     void perform_front(Stream *stream);
     void perform(Device *device, const Command &command, int graph, const Turn &turn);
     void perform_launch(Device *device, const Command &command, const Turn &turn);
-    void perform_copy(Device *device, const Command &command, const Turn &turn);
     // What a copy or fill reads or writes on a device: leaves its trace; false after a race.
     bool trace(Device *device, const Command &command, const Turn &turn);
     bool unchanged(const Lent &lent); // else a report
