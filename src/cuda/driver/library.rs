@@ -35,6 +35,7 @@ calls! {
     cuGraphInstantiateWithFlags, cuGraphUpload, cuGraphLaunch, cuGraphExecDestroy, cuGraphDestroy,
     cuModuleLoadData, cuModuleUnload, cuModuleGetFunction,
     cuFuncGetParamInfo, cuFuncGetAttribute, cuFuncSetAttribute, cuLaunchKernel,
+    cuTensorMapEncodeTiled,
 }
 
 /// Looks for the driver, its version and its functions, and initialises it. Cheap when repeated.
