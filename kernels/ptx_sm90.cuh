@@ -163,7 +163,15 @@ PTX_INLINE void wgmma_commit() {
     emu::wgmma_commit();
 #endif
 }
-// All but the newest GROUPS groups are done. `d`: the sums that are read next, which no compiler then reads before.
+// All but the newest GROUPS groups are done: what they read may be written again. Says nothing of sums.
+template <int GROUPS> PTX_INLINE void wgmma_wait() {
+#if defined(__CUDACC__)
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+#else
+    emu::wgmma_wait(GROUPS, nullptr);
+#endif
+}
+// The same. `d`: the sums that are read next, which no compiler then reads before.
 template <int GROUPS, int COUNT> PTX_INLINE void wgmma_wait(float (&d)[COUNT]) {
 #if defined(__CUDACC__)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
