@@ -84,7 +84,7 @@ void load_box(void *to_shared, const void *opaque, const std::int64_t (&corner)[
         ex.fail(716, "misaligned address",
                 "a bulk copy to " + byte(to) + ": tiles begin at multiples of 128, of 1024 with the swizzle", pc);
     }
-    BulkCopy copy{{}, to, 0, pc};
+    BulkCopy copy{{}, to, 0, hot.self->waited, pc};
     if (!a.find(mbarrier, pc, &copy.mbarrier).fenced) {
         ex.fail(719, "missing proxy fence", "a bulk copy counts at an mbarrier that no fence_mbarrier_init followed",
                 pc);
@@ -151,6 +151,7 @@ bool Async::progress() {
     }
     b.bytes -= static_cast<std::int64_t>(copy.bytes.size());
     b.filled = b.phase + 1;
+    b.coming_waited |= copy.waited;
     copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(which));
     turn(b);
     return true;
