@@ -104,8 +104,8 @@ PTX_INLINE void fence_proxy_async() {
 }
 
 // -----------------------------------------------------------------------------------------------------------
-// Bulk copies of tensors. Coordinates are of the box's first element: x along a row, y the row; what lies outside of
-// the tensor arrives as zeros and counts all the same.
+// Bulk copies of tensors. Coordinates are of the box's first element: x along a row, y the row, z the plane of rows;
+// what lies outside of the tensor, in any dimension, arrives as zeros and counts all the same.
 
 PTX_INLINE void tma_prefetch(const TensorMap *map) {
 #if defined(__CUDACC__)
@@ -124,6 +124,18 @@ PTX_INLINE void tma_load_2d(void *to_shared, const TensorMap *map, int x, int y,
         : "memory");
 #else
     emu::tma_load_2d(to_shared, map, x, y, full);
+#endif
+}
+// The same of a map of three dimensions.
+PTX_INLINE void tma_load_3d(void *to_shared, const TensorMap *map, int x, int y, int z, Mbarrier *full) {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];"
+                 :
+                 : "r"(smem_address(to_shared)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(smem_address(full))
+                 : "memory");
+#else
+    emu::tma_load_3d(to_shared, map, x, y, z, full);
 #endif
 }
 

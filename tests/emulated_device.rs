@@ -39,7 +39,7 @@ fn nvcc_takes_hoppers_primitives() {
     let count = |part: &str| said.matches(part).count();
     assert!(output.status.success(), "{said}");
     let entries = count("Compiling entry function");
-    assert!(entries == 18 && count("for 'sm_90a'") == entries, "{said}");
+    assert!(entries == 20 && count("for 'sm_90a'") == entries, "{said}");
     assert_eq!(
         count("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"),
         entries,

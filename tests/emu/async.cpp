@@ -183,11 +183,13 @@ Phases &Async::find(const void *at, const void *pc, unsigned *index) {
 void Async::arrive(Phases &b) {
     b.coming.join(warps[my_warp()].clock);
     b.coming.steps[my_warp()] = ex.warps[my_warp()].step + 1u;
+    b.coming_waited |= hot.self->waited;
 }
 
 void Async::turn(Phases &b) {
     if (b.missing == 0 && b.bytes == 0) {
         b.over = b.coming;
+        b.over_waited = b.coming_waited;
         b.phase++;
         b.missing = b.arrivals;
         wake(ex);
@@ -247,6 +249,7 @@ void mbarrier_wait(void *at, int parity) {
             mine.join(b.over);
             mine.phases[index] = b.phase;
             b.waited = b.phase;
+            hot.self->waited |= b.over_waited;
             return;
         }
         block(Op::Mbarrier, at, static_cast<unsigned>(parity), pc);
@@ -407,8 +410,10 @@ void Async::named_barrier(Thread *lanes, bool waits) {
     b.come += LANES;
     b.coming.join(warps[warp].clock);
     b.coming.steps[warp] = ++ex.warps[warp].step;
+    b.coming_waited |= std::any_of(lanes, lanes + LANES, [](const Thread &t) { return t.waited; });
     if (b.come >= threads) {
         b.over = b.coming;
+        b.over_waited = b.coming_waited;
         b.come = 0;
         b.opened++;
         wake(ex);
@@ -427,6 +432,7 @@ void named_barrier(int id, int threads, bool waits) {
     }
     if (waits) {
         a.warps[my_warp()].clock.join(a.named[id].over);
+        self->waited |= a.named[id].over_waited;
     }
 }
 
@@ -436,7 +442,9 @@ void set_registers(int count, bool more) {
     collect(hot.self, Op::SetRegisters, CALLER);
 }
 
-void grid_wait() {}
+// The launches before this one are over already: what is kept is who knows of it. A dependent of this one is taken to
+// begin as early as it can, whenever this one allows it.
+void grid_wait() { hot.self->waited = true; }
 void grid_launch_dependents() {}
 
 void perform_async(Op op, Thread *lanes) {

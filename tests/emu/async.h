@@ -40,18 +40,21 @@ struct Phases {         // an mbarrier
     unsigned maker;     // the thread that initialised it
     bool fenced;
     std::uint32_t made; // the epoch
+    bool coming_waited, over_waited; // some of those who came had passed grid_wait
     Known coming, over;
 };
 
 struct Named {
     unsigned threads, come;
     std::uint32_t opened;
+    bool coming_waited, over_waited;
     Known coming, over;
 };
 
 struct BulkCopy {
     std::vector<unsigned char> bytes; // as they were when it was issued
     unsigned to, mbarrier;
+    bool waited; // whoever issued it had passed grid_wait
     const void *pc;
 };
 

@@ -38,6 +38,9 @@ const char *encode_tensor_map(void *to, int rank, std::uint64_t address, const s
         if (i > 0 && (strides[i - 1] % 16 != 0 || strides[i - 1] >= std::uint64_t{1} << 40)) {
             return "strides that are multiples of 16 below 2^40";
         }
+        if (i > 1 && (strides[i - 2] == 0 ? strides[i - 1] != 0 : strides[i - 1] % strides[i - 2] != 0)) {
+            return "strides that are multiples of the one before";
+        }
         map.last[i] = static_cast<std::uint32_t>(dims[i] - 1);
         map.box[i] = static_cast<std::uint16_t>(box[i]);
         if (i > 0) {
@@ -60,37 +63,51 @@ void tma_prefetch(const void *map) {
     }
 }
 
-void tma_load_2d(void *to_shared, const void *opaque, int x, int y, void *mbarrier) {
+namespace {
+
+// A copy of a box whose first element is at `corner`, of as many dimensions as the call names.
+void load_box(void *to_shared, const void *opaque, const std::int64_t (&corner)[3], unsigned rank, void *mbarrier,
+              const void *pc) {
     Async &a = async();
     Executor &ex = a.ex;
-    const void *pc = CALLER;
     EncodedMap map;
     std::memcpy(&map, opaque, sizeof map);
-    if (map.magic != TENSOR_MAP_MAGIC || map.rank != 2 || reinterpret_cast<std::uintptr_t>(opaque) % 64 != 0) {
-        ex.fail(719, "no tensor map", "what is no 2-D map of the driver's, or at no multiple of 64", pc);
+    if (map.magic != TENSOR_MAP_MAGIC || reinterpret_cast<std::uintptr_t>(opaque) % 64 != 0) {
+        ex.fail(719, "no tensor map", "what is no map of the driver's, or at no multiple of 64", pc);
+    }
+    if (map.rank != rank) {
+        ex.fail(719, "no tensor map",
+                "a map of " + std::to_string(map.rank) + " dimensions for a copy of " + std::to_string(rank), pc);
     }
     const auto to = static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(to_shared) - hot.shared);
     if (shared_address(to_shared) % (map.swizzle_128 ? 1024 : 128) != 0) {
         ex.fail(716, "misaligned address",
                 "a bulk copy to " + byte(to) + ": tiles begin at multiples of 128, of 1024 with the swizzle", pc);
     }
-    BulkCopy copy{{}, to, 0, pc};
+    BulkCopy copy{{}, to, 0, hot.self->waited, pc};
     if (!a.find(mbarrier, pc, &copy.mbarrier).fenced) {
         ex.fail(719, "missing proxy fence", "a bulk copy counts at an mbarrier that no fence_mbarrier_init followed",
                 pc);
     }
-    const unsigned row_bytes = map.box[0] * 2u;
-    copy.bytes.resize(row_bytes * map.box[1]);
+    const unsigned row_bytes = map.box[0] * 2u, planes = rank > 2 ? map.box[2] : 1, rows = map.box[1] * planes;
+    copy.bytes.resize(row_bytes * rows);
+    if (map.swizzle_128 && copy.bytes.size() % 128 != 0) {
+        ex.fail(719, "no tensor map", "the emulated device swizzles boxes of whole 128 bytes", pc);
+    }
     for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
         a.check_write(g, pc);
     }
-    for (unsigned r = 0; r < map.box[1]; r++) {
-        const std::int64_t row = std::int64_t{y} + r, width = std::int64_t{map.last[0]} + 1;
-        const std::int64_t from = std::max<std::int64_t>(x, 0), end = std::min<std::int64_t>(x + map.box[0], width);
-        if (row < 0 || row > std::int64_t{map.last[1]} || from >= end) {
+    const std::int64_t x = corner[0], width = std::int64_t{map.last[0]} + 1;
+    const std::int64_t from = std::max<std::int64_t>(x, 0), end = std::min(x + map.box[0], width);
+    for (unsigned r = 0; r < rows; r++) {
+        const std::int64_t y = corner[1] + r % map.box[1], z = corner[2] + r / map.box[1];
+        if (y < 0 || y > std::int64_t{map.last[1]} || z < 0 || (rank > 2 && z > std::int64_t{map.last[2]}) ||
+            from >= end) {
             continue; // zeros
         }
-        const auto *source = reinterpret_cast<const unsigned char *>(map.address) + row * map.strides[0] + from * 2;
+        const auto row = static_cast<std::uint64_t>(y) * map.strides[0] +
+                         (rank > 2 ? static_cast<std::uint64_t>(z) * map.strides[1] : 0);
+        const auto *source = reinterpret_cast<const unsigned char *>(map.address) + row + from * 2;
         const std::size_t bytes = static_cast<std::size_t>(end - from) * 2;
         check_global(source, static_cast<int>(bytes), 2, Access::Read, pc);
         std::memcpy(&copy.bytes[r * row_bytes + static_cast<std::size_t>(from - x) * 2], source, bytes);
@@ -101,16 +118,22 @@ void tma_load_2d(void *to_shared, const void *opaque, int x, int y, void *mbarri
     poison(to_shared, copy.bytes.size());
     if (map.swizzle_128) { // the 16 bytes c of a row of 128 lie at c ^ row % 8, by the address's own bits
         std::vector<unsigned char> plain = copy.bytes;
-        for (unsigned r = 0; r < map.box[1]; r++) {
-            for (unsigned c = 0; c < row_bytes / 16; c++) {
-                const unsigned at = r * row_bytes + c * 16, swizzled = at ^ (at >> 7 & 7) << 4;
-                std::memcpy(&copy.bytes[swizzled], &plain[at], 16);
-            }
+        for (unsigned at = 0; at < copy.bytes.size(); at += 16) {
+            std::memcpy(&copy.bytes[at ^ (at >> 7 & 7) << 4], &plain[at], 16);
         }
     }
     a.last_copy = pc;
     a.copies.push_back(std::move(copy));
     a.maybe_progress();
+}
+
+} // namespace
+
+void tma_load_2d(void *to_shared, const void *map, int x, int y, void *mbarrier) {
+    load_box(to_shared, map, {x, y, 0}, 2, mbarrier, CALLER);
+}
+void tma_load_3d(void *to_shared, const void *map, int x, int y, int z, void *mbarrier) {
+    load_box(to_shared, map, {x, y, z}, 3, mbarrier, CALLER);
 }
 
 bool Async::progress() {
@@ -128,6 +151,7 @@ bool Async::progress() {
     }
     b.bytes -= static_cast<std::int64_t>(copy.bytes.size());
     b.filled = b.phase + 1;
+    b.coming_waited |= copy.waited;
     copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(which));
     turn(b);
     return true;

@@ -65,6 +65,7 @@ void mbarrier_wait(void *at, int parity);
 void fence_proxy_async();
 void tma_prefetch(const void *map);
 void tma_load_2d(void *to_shared, const void *map, int x, int y, void *mbarrier);
+void tma_load_3d(void *to_shared, const void *map, int x, int y, int z, void *mbarrier);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups_left, float *d);

@@ -140,6 +140,9 @@ bool Executor::run(const Launch &l) {
     hot.in_flight = in_flight.data();
     launch_epoch = epoch + 1;
     unordered_from = l.unordered.empty() ? launch_epoch : l.unordered.front().first;
+    ordered_once_waited = std::all_of(l.unordered.begin(), l.unordered.end(),
+                                      [](const Unordered &u) { return u.until_wait; });
+    hidden_readers.clear();
     blocks_begun.clear();
     bool good = true;
     for (std::uint64_t i = 0; i < blocks && good; i++) {
@@ -178,6 +181,7 @@ bool Executor::run_block() {
         Thread &thread = threads[t];
         thread.index = t;
         thread.state = State::Ready;
+        thread.waited = !launch->programmatic;
         thread.op = Op::None;
         thread.pc = nullptr;
         thread.group = thread.landed = 0;
@@ -316,12 +320,25 @@ void Executor::thread_main() {
         if (async->used) {
             async->check_end();
         }
+        if (std::none_of(threads.begin(), threads.begin() + thread_count,
+                         [](const Thread &t) { return t.waited; })) {
+            fail(719, "dependency never waited for",
+                 "no thread of the block came to grid_wait: that this launch is over then says nothing of those "
+                 "before it",
+                 static_cast<const char *>(launch->kernel->entry) + 1);
+        }
         finished_ = true;
         Context dead;
         context_switch(dead, main_);
     }
     leave(self);
     std::abort(); // a thread that returned is never chosen
+}
+
+void Executor::share_wait(Thread *first, unsigned count) {
+    if (launch->programmatic && std::any_of(first, first + count, [](const Thread &t) { return t.waited; })) {
+        std::for_each(first, first + count, [](Thread &t) { t.waited = true; });
+    }
 }
 
 bool Executor::same_line(const void *a, const void *b) {

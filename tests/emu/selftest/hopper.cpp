@@ -125,9 +125,73 @@ template <int N, auto kernel> void width(const char *name, const Gemm &g, std::u
     });
 }
 
+// Images [IMAGES][ROWS][WIDTH] that lie one right after the other: what a box has beyond the rows of its image is zeros,
+// not the rows of the next.
+struct Images {
+    static constexpr int IMAGES = 3, ROWS = 50, WIDTH = 72;
+    emu::Array<fp16> x{IMAGES * ROWS * WIDTH};
+    Images() {
+        for (std::size_t i = 0; i < x.size(); i++) {
+            x[i] = f32_to_fp16(static_cast<float>(i % 2039 + 1));
+        }
+    }
+    fp16 at(int column, int row, int image) const {
+        if (column < 0 || column >= WIDTH || row < 0 || row >= ROWS || image < 0 || image >= IMAGES) {
+            return fp16{0};
+        }
+        return x[static_cast<std::size_t>((image * ROWS + row) * WIDTH + column)];
+    }
+    TensorMap map(const std::uint32_t (&box)[3], bool swizzle) const {
+        TensorMap map;
+        const std::uint64_t sizes[3] = {WIDTH, ROWS, IMAGES}, strides[2] = {WIDTH * 2, ROWS * WIDTH * 2};
+        if (const char *wants = emu::encode_tensor_map(&map, 3, reinterpret_cast<std::uint64_t>(x.get()), sizes,
+                                                       strides, box, swizzle)) {
+            std::printf("FAILED: the map wants %s\n", wants);
+            std::exit(1);
+        }
+        return map;
+    }
+    void loads(std::uint64_t seed, const std::uint32_t (&box)[3], bool swizzle, int cx, int cy, int cz) const {
+        const auto [width, rows, planes] = box;
+        const int bytes = static_cast<int>(width * rows * planes * 2);
+        emu::Array<fp16> out(static_cast<std::size_t>(bytes / 2));
+        const emu::Fault fault = EMU_LAUNCH_SEED(seed, hopper_box_3d, (1), (WARP_GROUP), bytes + 2048, out.get(),
+                                                 map(box, swizzle), bytes, cx, cy, cz);
+        passes("hopper_box_3d", seed, fault, [&, width = width, rows = rows, planes = planes] {
+            for (unsigned i = 0; i < width * rows * planes; i++) {
+                const unsigned c = i % width, r = i / width % rows, p = i / width / rows;
+                const unsigned place = swizzle ? i ^ (i >> 6 & 7) << 3 : i;
+                const fp16 wants = at(cx + static_cast<int>(c), cy + static_cast<int>(r), cz + static_cast<int>(p));
+                if (out[place].bits != wants.bits) {
+                    return false;
+                }
+            }
+            return true;
+        });
+    }
+};
+
 } // namespace
 
 int main() {
+    const Images images;
+    for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
+        images.loads(seed, {64, 64, 1}, true, 0, 0, 0);   // 14 rows beyond the first image
+        images.loads(seed, {64, 64, 1}, true, 64, 48, 1); // 8 columns, 2 rows
+        images.loads(seed, {64, 16, 1}, true, 0, -3, 2);
+        images.loads(seed, {64, 8, 1}, true, 0, 0, 3);    // no such image
+        images.loads(seed, {64, 7, 2}, true, 8, 46, -1);
+        images.loads(seed, {8, 5, 4}, false, 66, 47, 0);
+        emu::Array<fp16> out(64 * 64);
+        reported("hopper_box_2d", seed,
+                 EMU_LAUNCH_SEED(seed, hopper_box_2d, (1), (WARP_GROUP), 8192 + 2048, out.get(),
+                                 images.map({64, 64, 1}, true), 8192, 0, 0, 0),
+                 "no tensor map", FILE_NAME);
+        const TensorMap flat = map_of(images.x, Images::IMAGES * Images::ROWS, Images::WIDTH, Images::WIDTH, 64);
+        reported("hopper_box_3d", seed,
+                 EMU_LAUNCH_SEED(seed, hopper_box_3d, (1), (WARP_GROUP), 8192 + 2048, out.get(), flat, 8192, 0, 0, 0),
+                 "no tensor map", FILE_NAME);
+    }
     Gemm g;
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
         g.d.poison();

@@ -34,6 +34,10 @@ void tensor_maps() {
     CHECK(!refused([](Ask &a) { a.swizzle = 0, a.box[0] = 256, a.box[1] = 256; }));
     CHECK(refused([](Ask &a) { a.rank = 0; }) && refused([](Ask &a) { a.rank = 6; }));
     CHECK(refused([](Ask &a) { a.shift = 8; }) && refused([](Ask &a) { a.strides[0] = 200; }));
+    CHECK(refused([](Ask &a) { a.rank = 3, a.strides[1] = 10408; }));       // no multiple of 16
+    CHECK(refused([](Ask &a) { a.rank = 3, a.strides[1] = 10416; }));       // of the stride before
+    CHECK(refused([](Ask &a) { a.rank = 3, a.sizes[2] = 0; }) && refused([](Ask &a) { a.rank = 3, a.box[2] = 257; }));
+    CHECK(refused([](Ask &a) { a.rank = 3, a.steps[2] = 2; }) && !refused([](Ask &a) { a.strides[1] = 10408; }));
     CHECK(refused([](Ask &a) { a.sizes[1] = 0; }) && refused([](Ask &a) { a.sizes[0] = (1ull << 32) + 1; }));
     CHECK(refused([](Ask &a) { a.box[1] = 257; }) && refused([](Ask &a) { a.box[1] = 0; }));
     CHECK(refused([](Ask &a) { a.box[0] = 72; }) && refused([](Ask &a) { a.box[0] = 60; }));

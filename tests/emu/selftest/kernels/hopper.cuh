@@ -205,3 +205,26 @@ template <int N> PTX_INLINE void hopper_width(float *out, const TensorMap *a, co
         to[8 * N + j * 8] = sums[4 * j + 2], to[8 * N + j * 8 + 1] = sums[4 * j + 3];
     }
 }
+
+// A box of a tensor of RANK dimensions as it arrives: out[bytes / 2].
+template <int RANK>
+PTX_INLINE void hopper_box(fp16 *out, const TensorMap *map, int bytes, int x, int y, int z) {
+    PTX_SMEM(unsigned char, smem);
+    unsigned char *tile = align_1024(smem);
+    Mbarrier *full = reinterpret_cast<Mbarrier *>(tile + (bytes + 7) / 8 * 8);
+    if (thread_x() == 0) {
+        mbarrier_init(full, 1);
+        fence_mbarrier_init();
+        mbarrier_arrive_expect(full, bytes);
+        if (RANK == 2) {
+            tma_load_2d(tile, map, x, y, full);
+        } else {
+            tma_load_3d(tile, map, x, y, z, full);
+        }
+    }
+    block_barrier(); // the mbarrier is there for all
+    mbarrier_wait(full, 0);
+    for (int i = thread_x(); i < bytes / 2; i += block_dim_x()) {
+        out[i] = reinterpret_cast<const fp16 *>(tile)[i];
+    }
+}

@@ -20,3 +20,11 @@ extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) hopper_gemm_regi
     EACH(16) EACH(32) EACH(48) EACH(64) EACH(80) EACH(96) EACH(112) EACH(128) EACH(144) EACH(160)    \
     EACH(176) EACH(192) EACH(208) EACH(224) EACH(240) EACH(256)
 WIDTHS(WIDTH)
+
+#define BOX(rank)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(WARP_GROUP, 1) hopper_box_##rank##d(                         \
+        fp16 *out, const __grid_constant__ TensorMap map, int bytes, int x, int y, int z) {                   \
+        hopper_box<rank>(out, &map, bytes, x, y, z);                                                          \
+    }
+BOX(2)
+BOX(3)
