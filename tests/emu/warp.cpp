@@ -234,7 +234,7 @@ void block_barrier() {
     }
     if (ex.at_barrier == ex.thread_count) {
         ex.at_barrier = 0;
-        ex.epoch++;
+        ex.epoch += ex.cluster;
         if (ex.async->used) {
             ex.async->block_barrier();
         }
