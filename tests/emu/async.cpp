@@ -210,6 +210,7 @@ void Async::arrive(Phases &b, int bytes, const void *pc) {
     const Executor &mine = *hot.executor;
     b.coming.join(me().clock);
     b.coming.of[mine.rank].steps[my_warp()] = mine.warps[my_warp()].step + 1u;
+    b.coming_waited |= hot.self->waited;
     b.bytes += bytes;
     b.missing--;
     turn(b);
@@ -218,6 +219,7 @@ void Async::arrive(Phases &b, int bytes, const void *pc) {
 void Async::turn(Phases &b) {
     if (b.missing == 0 && b.bytes == 0) {
         b.over = b.coming;
+        b.over_waited = b.coming_waited;
         b.phase++;
         b.missing = b.arrivals;
         wake(ex);
@@ -273,6 +275,7 @@ void Async::wait_phase(void *at, int parity, bool of_cluster, const void *pc) {
             mine.join(b.over);
             mine.of[ex.rank].phases[index] = b.phase;
             b.waited = b.told = b.phase;
+            hot.self->waited |= b.over_waited;
             return;
         }
         sleep(Op::Mbarrier, at, static_cast<unsigned>(parity), pc);
@@ -437,8 +440,10 @@ void Async::named_barrier(Thread *lanes, bool waits) {
     b.come += LANES;
     b.coming.join(warps[warp].clock);
     b.coming.of[ex.rank].steps[warp] = ++ex.warps[warp].step;
+    b.coming_waited |= std::any_of(lanes, lanes + LANES, [](const Thread &t) { return t.waited; });
     if (b.come >= threads) {
         b.over = b.coming;
+        b.over_waited = b.coming_waited;
         b.come = 0;
         b.opened++;
         wake(ex);
@@ -457,6 +462,7 @@ void named_barrier(int id, int threads, bool waits) {
     }
     if (waits) {
         a.warps[my_warp()].clock.join(a.named[id].over);
+        self->waited |= a.named[id].over_waited;
     }
 }
 
@@ -466,7 +472,9 @@ void set_registers(int count, bool more) {
     collect(hot.self, Op::SetRegisters, CALLER);
 }
 
-void grid_wait() {}
+// The launches before this one are over already: what is kept is who knows of it. A dependent of this one is taken to
+// begin as early as it can, whenever this one allows it.
+void grid_wait() { hot.self->waited = true; }
 void grid_launch_dependents() {}
 
 void perform_async(Op op, Thread *lanes) {

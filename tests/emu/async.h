@@ -46,18 +46,21 @@ struct Phases {         // an mbarrier
     std::uint32_t made, made_step; // the epoch, its warp's step
     std::uint32_t remote, told; // the last phase that another block arrived in, + 1; those that a thread here knows of
     const void *remote_pc;
+    bool coming_waited, over_waited; // some of those who came had passed grid_wait
     Known coming, over;
 };
 
 struct Named {
     unsigned threads, come;
     std::uint32_t opened;
+    bool coming_waited, over_waited;
     Known coming, over;
 };
 
 struct BulkCopy {
     std::vector<unsigned char> bytes; // as they were when it was issued
     unsigned to, mbarrier;
+    bool waited; // whoever issued it had passed grid_wait
     const void *pc;
 };
 

@@ -102,7 +102,7 @@ void load_box(void *to_shared, const void *opaque, const std::int64_t (&corner)[
                     pc);
         }
     }
-    BulkCopy copy{{}, to, 0, pc};
+    BulkCopy copy{{}, to, 0, hot.self->waited, pc};
     const unsigned row_bytes = map.box[0] * 2u, planes = rank > 2 ? map.box[2] : 1, rows = map.box[1] * planes;
     copy.bytes.resize(row_bytes * rows);
     if (map.swizzle_128 && copy.bytes.size() % 128 != 0) {
@@ -184,6 +184,7 @@ bool Async::land() {
     }
     b.bytes -= static_cast<std::int64_t>(copy.bytes.size());
     b.filled = b.phase + 1;
+    b.coming_waited |= copy.waited;
     copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(which));
     turn(b);
     return true;

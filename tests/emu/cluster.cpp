@@ -6,6 +6,7 @@
 // What one block does to another is ordered by two things: an mbarrier that is arrived at from there and waited for
 // here, and the cluster's barrier. A block's end is such a moment too: what others did to it must be known to one of
 // its threads by then.
+#include <algorithm>
 #include <string>
 
 #include "async.h"
@@ -51,7 +52,7 @@ void mbarrier_arrive_cluster(void *at, int rank) {
 }
 
 bool Async::told_of_write(const Cell &c) const {
-    return c.write_epoch < ex.first_epoch || c.writer == UNTRACKED ||
+    return c.write_epoch < ex.first_epoch || c.writer >= ATOMIC ||
            known().steps[c.writer / LANES] > c.write_step;
 }
 
@@ -69,8 +70,11 @@ namespace {
 // All threads of all blocks have come: what any of them knows, all do.
 void open(Executor &first) {
     Known all{};
+    bool waited = false; // some thread, for the launch before
     for (unsigned r = 0; r < first.cluster; r++) {
         Executor &ex = *first.blocks[r];
+        waited = waited || std::any_of(ex.threads.begin(), ex.threads.begin() + ex.thread_count,
+                                       [](const Thread &t) { return t.waited; });
         for (unsigned w = 0; w < ex.warp_count; w++) {
             all.join(ex.async->warps[w].clock);
             all.of[r].steps[w] = ++ex.warps[w].step;
@@ -79,6 +83,9 @@ void open(Executor &first) {
     for (unsigned r = 0; r < first.cluster; r++) {
         Executor &ex = *first.blocks[r];
         ex.epoch += first.cluster;
+        for (unsigned t = 0; t < ex.thread_count; t++) {
+            ex.threads[t].waited |= waited;
+        }
         for (unsigned w = 0; w < ex.warp_count; w++) {
             ex.async->warps[w].clock = all;
         }

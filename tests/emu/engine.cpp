@@ -153,6 +153,7 @@ bool Executor::run(const Launch &l) {
     hot = Hot{};
     hot.shared_bytes = l.shared_bytes;
     hot.stacks_bytes = MAX_THREADS * STACK;
+    hidden_readers.clear();
     blocks_begun.clear();
     bool good = true;
     for (std::uint64_t i = 0; i < clusters && good; i++) {
@@ -182,6 +183,8 @@ void Executor::prepare(const Launch &l) {
     thread_count = l.block.x;
     warp_count = (thread_count + LANES - 1) / LANES;
     unordered_from = l.unordered.empty() ? launch_epoch : l.unordered.front().first;
+    ordered_once_waited = std::all_of(l.unordered.begin(), l.unordered.end(),
+                                      [](const Unordered &u) { return u.until_wait; });
 }
 
 void Executor::enter() {
@@ -214,6 +217,7 @@ void Executor::begin_block() {
         Thread &thread = threads[t];
         thread.index = t;
         thread.state = State::Ready;
+        thread.waited = !launch->programmatic;
         thread.op = Op::None;
         thread.pc = nullptr;
         thread.group = thread.landed = 0;
@@ -376,6 +380,13 @@ void Executor::thread_main() {
         if (async->used) {
             async->check_end();
         }
+        if (std::none_of(threads.begin(), threads.begin() + thread_count,
+                         [](const Thread &t) { return t.waited; })) {
+            fail(719, "dependency never waited for",
+                 "no thread of the block came to grid_wait: that this launch is over then says nothing of those "
+                 "before it",
+                 static_cast<const char *>(launch->kernel->entry) + 1);
+        }
         if (std::all_of(blocks, blocks + cluster, [](const Executor *ex) { return ex->over(); })) {
             blocks[0]->finished_ = true;
             Context dead;
@@ -384,6 +395,12 @@ void Executor::thread_main() {
     }
     leave(self);
     std::abort(); // a thread that returned is never chosen
+}
+
+void Executor::share_wait(Thread *first, unsigned count) {
+    if (launch->programmatic && std::any_of(first, first + count, [](const Thread &t) { return t.waited; })) {
+        std::for_each(first, first + count, [](Thread &t) { t.waited = true; });
+    }
 }
 
 bool Executor::same_line(const void *a, const void *b) {

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "emu.h"
@@ -61,6 +62,7 @@ struct Kernel {
 struct Unordered {
     std::uint32_t first, last;
     std::string what;
+    bool until_wait; // before a grid_wait of this launch all the same, which may begin while that one runs
 };
 // The one that had this epoch, or null. They are sorted.
 const Unordered *find_unordered(const std::vector<Unordered> &all, std::uint32_t epoch);
@@ -75,7 +77,8 @@ struct Launch {
     std::vector<Memory *> memories;    // what the kernel may reach
     std::vector<Memory *> unreachable; // other devices without peer access
     std::vector<Unordered> unordered;
-    unsigned cluster = 1; // blocks, next to each other in x
+    bool programmatic = false; // may begin before the launch before it is over: see grid_wait
+    unsigned cluster = 1;      // blocks, next to each other in x
 };
 
 // What went wrong, and where. `code` is the CUDA driver's error for it.
@@ -138,6 +141,7 @@ struct Thread {
     Context context;
     unsigned index; // threadIdx.x
     State state;
+    bool waited;    // comes after a grid_wait of the block, its own or one that a barrier tells of
     Op op;          // the collective it waits in
     const void *pc; // where it waits
     // In: what it brought to the collective. Out: what it takes away.
@@ -224,6 +228,8 @@ struct Executor {
     // Whether an mbarrier or a named barrier puts the last write (the reads) of a cell before this moment.
     bool ordered_write(const Trace &c, const Moment &now) const;
     bool ordered_read(const Trace &c, const Moment &now) const;
+    // What `count` threads from this one on know of a grid_wait is known to all of them now.
+    void share_wait(Thread *first, unsigned count);
     // Threads that wait, grouped: for reports of deadlock and divergence.
     std::string waiting() const;
     // Of the blocks of the cluster: whether another one's thread is running; whether all threads have returned.
@@ -248,6 +254,9 @@ struct Executor {
     // For races.h. Epochs are never used twice, so cells need no clearing.
     std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
     std::uint32_t unordered_from = 0; // first epoch of `launch->unordered`; the launch's own: there are none
+    bool ordered_once_waited = false; // all of them are `until_wait`
+    // Cells that this launch read before its grid_wait: the epoch of the reader before, of an overlapped launch.
+    std::unordered_map<const Trace *, std::uint32_t> hidden_readers;
     std::vector<Cell> cells;
     std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun; // first epoch, number; of a cluster: the first's
     Dim block_of(std::uint32_t epoch) const;

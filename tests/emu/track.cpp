@@ -77,21 +77,38 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
 
 void look_for_unordered(const Trace *first, std::size_t count, std::uintptr_t address, std::size_t bytes,
                         Access access, const void *pc) {
-    const Executor &ex = *hot.executor;
-    const auto other = [&](std::uint32_t epoch) {
-        return epoch >= ex.unordered_from && epoch < ex.launch_epoch
-                   ? find_unordered(ex.launch->unordered, epoch)
-                   : nullptr;
+    Executor &ex = *hot.executor;
+    auto &hidden_readers = ex.blocks[0]->hidden_readers; // of the launch: blocks of a cluster share it
+    const bool waited = hot.self->waited;
+    const auto other = [&](std::uint32_t epoch) -> const Unordered * {
+        if (epoch < ex.unordered_from || epoch >= ex.launch_epoch) {
+            return nullptr;
+        }
+        const Unordered *found = find_unordered(ex.launch->unordered, epoch);
+        return found != nullptr && found->until_wait && waited ? nullptr : found;
     };
     for (const Trace *c = first; c != first + count; c++) {
-        const Unordered *writer = other(c->write_epoch);
-        const Unordered *found = writer != nullptr || access == Access::Read ? writer : other(c->read_epoch);
+        const bool commute = access == Access::Atomic && c->writer == ATOMIC;
+        const Unordered *writer = commute ? nullptr : other(c->write_epoch), *reader = other(c->read_epoch);
+        if (reader != nullptr && reader->until_wait && access == Access::Read) {
+            hidden_readers[c] = c->read_epoch; // this read takes its place in the trace
+        }
+        if (reader == nullptr && access != Access::Read && !hidden_readers.empty()) {
+            const auto hidden = hidden_readers.find(c);
+            reader = hidden != hidden_readers.end() ? other(hidden->second) : nullptr;
+        }
+        const Unordered *found = writer != nullptr || access == Access::Read ? writer : reader;
         if (found != nullptr) {
-            hot.executor->fail(719, "race between launches",
-                               access_name(access, bytes) + " at " + place(address) + ", which " +
-                                   found->what + (writer != nullptr ? " wrote" : " read") +
-                                   ": no stream, event or wait puts one before the other",
-                               pc);
+            const std::string conflict = access_name(access, bytes) + " at " + place(address) + ", which " +
+                                         found->what + (writer != nullptr ? " wrote" : " read");
+            if (found->until_wait) {
+                ex.fail(719, "dependency wait missing or late",
+                        conflict + ": this launch may begin before that one is over, and the thread has not come "
+                                   "to grid_wait, nor to a barrier with one that has",
+                        pc);
+            }
+            ex.fail(719, "race between launches", conflict + ": no stream, event or wait puts one before the other",
+                    pc);
         }
     }
 }

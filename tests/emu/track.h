@@ -96,7 +96,7 @@ inline __attribute__((always_inline)) void track_global(const Shadow &shadow, st
     const Executor &ex = *hot.executor;
     const std::uint32_t launch = ex.launch_epoch;
     const Begun begun = ex.begun();
-    if (__builtin_expect(ex.unordered_from != launch, 0)) {
+    if (__builtin_expect(ex.unordered_from != launch, 0) && !(ex.ordered_once_waited && hot.self->waited)) {
         look_for_unordered(c, count, address, bytes, access, pc);
     }
     if (access == Access::Atomic || bytes < CELL) {
@@ -106,6 +106,12 @@ inline __attribute__((always_inline)) void track_global(const Shadow &shadow, st
         } else if (access == Access::Read && c->read_epoch < launch) {
             c->read_epoch = ex.epoch;
             c->reader = UNTRACKED;
+        }
+        for (Trace *end = c + count; access == Access::Atomic && c != end; c++) {
+            if (c->write_epoch < launch) {
+                c->write_epoch = ex.epoch;
+                c->writer = ATOMIC;
+            }
         }
         return;
     }
