@@ -100,29 +100,32 @@ inline void note_write(Trace &c, const Moment &now) {
     c.write_step = now.step;
 }
 
-// ---- global memory: `launch` and `block` are the first epochs of the running ones ----
+// ---- global memory ----
 
-inline bool other_block(std::uint32_t epoch, std::uint32_t launch, std::uint32_t block) {
-    return epoch >= launch && epoch < block;
+// The first epochs of the running launch and block. Blocks of a cluster run together and take turns at epochs: the
+// mask tells their turns apart.
+struct Begun {
+    std::uint32_t launch, block, mask;
+};
+
+inline bool other_block(std::uint32_t epoch, const Begun &b) {
+    return epoch >= b.launch && (epoch < b.block || ((epoch ^ b.block) & b.mask) != 0);
 }
 
-inline bool global_write_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
-                                   std::uint32_t block) {
-    return (other_block(c.write_epoch, launch, block) && c.writer < ATOMIC) || write_conflicts(c, now);
+inline bool global_write_conflicts(const Trace &c, const Moment &now, const Begun &b) {
+    return (other_block(c.write_epoch, b) && c.writer < ATOMIC) || write_conflicts(c, now);
 }
 
-inline bool read_by_others(const Trace &c, std::uint32_t launch, std::uint32_t block) {
-    return (other_block(c.read_epoch, launch, block) && c.reader != UNTRACKED) ||
-           (c.read_epoch >= launch && c.reader == BLOCKS);
+inline bool read_by_others(const Trace &c, const Begun &b) {
+    return (other_block(c.read_epoch, b) && c.reader != UNTRACKED) || (c.read_epoch >= b.launch && c.reader == BLOCKS);
 }
 
-inline bool global_read_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
-                                  std::uint32_t block) {
-    return read_by_others(c, launch, block) || read_conflicts(c, now);
+inline bool global_read_conflicts(const Trace &c, const Moment &now, const Begun &b) {
+    return read_by_others(c, b) || read_conflicts(c, now);
 }
 
-inline void note_global_read(Trace &c, const Moment &now, std::uint32_t launch, std::uint32_t block) {
-    if (read_by_others(c, launch, block)) {
+inline void note_global_read(Trace &c, const Moment &now, const Begun &b) {
+    if (read_by_others(c, b)) {
         c.reader = BLOCKS;
         c.read_epoch = now.epoch;
         return;

@@ -39,11 +39,11 @@ const char *verb(Access access) {
 }
 
 void shared_race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes, Access access,
-                 const void *pc) {
+                 const void *pc, const std::string &whose) {
     const auto *entry = static_cast<const char *>(hot.executor->launch->kernel->entry);
     hot.executor->fail(
         719, "race in shared memory",
-        access_name(access, bytes) + " at shared byte " + std::to_string(address - hot.shared) + ", which " +
+        access_name(access, bytes) + " at shared byte " + std::to_string(address - hot.shared) + whose + ", which " +
             (with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read") + " at " +
             mark_line(entry + (with_write ? c.write_line : c.read_line)) + " with no barrier in between",
         pc);
@@ -61,7 +61,8 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
     const Executor &ex = *hot.executor;
     const std::uint32_t epoch = with_write ? c.write_epoch : c.read_epoch;
     std::string who = with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read";
-    if (epoch < ex.first_epoch && (with_write || c.reader != BLOCKS)) {
+    const bool other = other_block(epoch, ex.begun());
+    if (other && (with_write || c.reader != BLOCKS)) {
         const Dim b = ex.block_of(epoch);
         who = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) +
               "), " + who;
@@ -69,7 +70,7 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
     hot.executor->fail(
         719, "race in global memory",
         access_name(access, bytes) + " at " + place(address) + ", which " + who + " in this launch" +
-            (epoch < ex.first_epoch || (!with_write && c.reader == BLOCKS) ? ": blocks are not ordered"
+            (other || (!with_write && c.reader == BLOCKS) ? ": blocks are not ordered"
                                                                            : " with no barrier in between"),
         pc);
 }
@@ -77,6 +78,7 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
 void look_for_unordered(const Trace *first, std::size_t count, std::uintptr_t address, std::size_t bytes,
                         Access access, const void *pc) {
     Executor &ex = *hot.executor;
+    auto &hidden_readers = ex.blocks[0]->hidden_readers; // of the launch: blocks of a cluster share it
     const bool waited = hot.self->waited;
     const auto other = [&](std::uint32_t epoch) -> const Unordered * {
         if (epoch < ex.unordered_from || epoch >= ex.launch_epoch) {
@@ -89,11 +91,11 @@ void look_for_unordered(const Trace *first, std::size_t count, std::uintptr_t ad
         const bool commute = access == Access::Atomic && c->writer == ATOMIC;
         const Unordered *writer = commute ? nullptr : other(c->write_epoch), *reader = other(c->read_epoch);
         if (reader != nullptr && reader->until_wait && access == Access::Read) {
-            ex.hidden_readers[c] = c->read_epoch; // this read takes its place in the trace
+            hidden_readers[c] = c->read_epoch; // this read takes its place in the trace
         }
-        if (reader == nullptr && access != Access::Read && !ex.hidden_readers.empty()) {
-            const auto hidden = ex.hidden_readers.find(c);
-            reader = hidden != ex.hidden_readers.end() ? other(hidden->second) : nullptr;
+        if (reader == nullptr && access != Access::Read && !hidden_readers.empty()) {
+            const auto hidden = hidden_readers.find(c);
+            reader = hidden != hidden_readers.end() ? other(hidden->second) : nullptr;
         }
         const Unordered *found = writer != nullptr || access == Access::Read ? writer : reader;
         if (found != nullptr) {

@@ -237,7 +237,7 @@ void block_barrier() {
     }
     if (ex.at_barrier == ex.thread_count) {
         ex.at_barrier = 0;
-        ex.epoch++;
+        ex.epoch += ex.cluster;
         ex.share_wait(ex.threads.data(), ex.thread_count);
         if (ex.async->used) {
             ex.async->block_barrier();
