@@ -8,13 +8,17 @@
 //     bias32       [N]          b + beta W^T, of W as it was
 //     beyond       [1]          counts the elements of gamma W that fp16 does not hold; the caller sets it to 0
 //
+// The first `scaled` rows are multiplied by `scale` as well, bias included: 1/8 of the queries' rows, which attention
+// then need not. Without gamma there is no norm: W and b [N] are scaled in place, and that is all.
+//
 // A warp has a row: lanes 8 elements each, side by side.
 //
 // Launch contract, checked by the launcher in this order (src/cuda/fold.rs):
 //   grid        x = ceil(N / 4), y = z = 1; block 128; no shared memory
-//   sizes       n >= 1, k >= 1 and a multiple of 8; pitch a multiple of 8, >= k
+//   sizes       n >= 1, k >= 1 and a multiple of 8; pitch a multiple of 8, >= k; scaled <= n
 //   alignment   w, gamma, beta 16 bytes
-//   dry run     column_sums null: nothing is written but `beyond`
+//   norm        gamma, beta, column_sums, bias32 are there or null together
+//   dry run     nothing is written but `beyond`
 //   aliasing    none
 //
 // Numerics: products in f32, rounded once; sums in f32, a lane's in order, lanes in a butterfly.
@@ -28,42 +32,70 @@ namespace {
 constexpr int ROWS = 4;  // of a block
 constexpr int THREADS = ROWS * WARP;
 
+PTX_INLINE bool is_finite(float x) { return (f32_to_bits(x) & 0x7fffffffu) < 0x7f800000u; }
+
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS) fold_norm(
-    fp16 *w, float *column_sums, float *bias32, const fp16 *gamma, const fp16 *beta, const fp16 *bias,
-    unsigned *beyond, int n, int k, int pitch) {
+struct FoldArgs {
+    fp16 *w;             // [N, pitch]
+    fp16 *bias;          // [N]
+    float *column_sums;  // [N]
+    float *bias32;       // [N]
+    const fp16 *gamma;   // [K]
+    const fp16 *beta;    // [K]
+    unsigned *beyond;    // [1]
+    int n, k, pitch, scaled;
+    float scale;
+    int dry;
+};
+static_assert(sizeof(FoldArgs) == 80, "a layout shared with the host");
+
+extern "C" __global__ void __launch_bounds__(THREADS) fold_norm(const __grid_constant__ FoldArgs args) {
     const int row = block_x() * ROWS + warp();
-    const int end = row < n ? k : 0;  // a warp without a row reads nothing, and shuffles along
-    fp16 *own = w + static_cast<long long>(row) * pitch;
+    const int end = row < args.n ? args.k : 0;  // a warp without a row reads nothing, and shuffles along
+    const float scale = row < args.scaled ? args.scale : 1.0f;
+    fp16 *own = args.w + static_cast<long long>(row) * args.pitch;
     float sum = 0.0f, shift = 0.0f, count = 0.0f;
     for (int c = lane() * CHUNK; c < end; c += WARP * CHUNK) {
-        float x[CHUNK], g[CHUNK], b[CHUNK];
-        unpack(load_16(own + c), x), unpack(load_16(gamma + c), g), unpack(load_16(beta + c), b);
+        float x[CHUNK], given[CHUNK];
+        unpack(load_16(own + c), given);
+        if (args.gamma != nullptr) {
+            float g[CHUNK], b[CHUNK];
+            unpack(load_16(args.gamma + c), g), unpack(load_16(args.beta + c), b);
 #pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            shift = fma_rn(b[i], x[i], shift);
-            x[i] *= g[i];
+            for (int i = 0; i < CHUNK; i++) {
+                shift = fma_rn(b[i], given[i], shift);
+                x[i] = given[i] * g[i] * scale;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < CHUNK; i++) {
+                x[i] = given[i] * scale;
+            }
         }
         const vec16 rounded = pack(x);
         unpack(rounded, x);
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) {
             sum += x[i];
-            count += (f32_to_bits(x[i]) & 0x7fffffffu) >= 0x7f800000u ? 1.0f : 0.0f;
+            count += is_finite(given[i]) && !is_finite(x[i]) ? 1.0f : 0.0f;
         }
-        if (column_sums != nullptr) {
+        if (args.dry == 0) {
             store_16(own + c, rounded);
         }
     }
     sum = warp_sum(sum), shift = warp_sum(shift), count = warp_sum(count);
-    if (lane() == 0 && row < n) {
-        if (column_sums != nullptr) {
-            column_sums[row] = sum;
-            bias32[row] = fp16_to_f32(bias[row]) + shift;
-        }
-        if (count > 0.0f) {
-            atomic_add_u32(beyond, static_cast<unsigned>(count));
-        }
+    if (lane() != 0 || row >= args.n) {
+        return;
+    }
+    const float bias = fp16_to_f32(args.bias[row]);
+    if (args.dry == 0 && args.gamma != nullptr) {
+        args.column_sums[row] = sum;
+        args.bias32[row] = (bias + shift) * scale;
+    } else if (args.dry == 0) {
+        args.bias[row] = f32_to_fp16(bias * scale);
+    }
+    if (count > 0.0f) {
+        atomic_add_u32(args.beyond, static_cast<unsigned>(count));
     }
 }

@@ -2,7 +2,7 @@
 //
 //     y[r][c] = (x[r][c] - mean_r) / sqrt(variance_r + eps) * weight[c] + bias[c]    fp16, f32 between
 //
-//     x, y [rows, pitch]      weight, bias [width]
+//     x, y [rows, pitch]      weight, bias [width]      parts [rows][width / 16] or null: statistics of y (row_part.cuh)
 //
 // Who computes what: one warp per row, 4 rows per block. Lane i has the chunks (8 fp16, 16 bytes) i, i + 32,
 // i + 64 ... of its row; the first KEPT of them stay in registers between the passes (width <= 1024: all of
@@ -15,8 +15,8 @@
 //
 // Launch contract, checked by the launcher in this order (src/cuda/layer_norm.rs):
 //   grid        x = ceil(rows / 4), y = z = 1; block 128; no shared memory
-//   sizes       rows >= 1; width a multiple of 8, >= 8; pitch a multiple of 8, >= width
-//   alignment   y, x, weight, bias 16 bytes
+//   sizes       rows >= 1; width a multiple of 8, >= 8, of 16 with parts; pitch a multiple of 8, >= width
+//   alignment   y, x, weight, bias 16 bytes; parts 8
 //   aliasing    y may be x (each lane writes what it read), not a part of it
 //
 // Numerics: two passes in f32, the mean first, so that a mean many deviations from 0 costs nothing (E[x²] -
@@ -26,7 +26,7 @@
 //
 // Source: src/cpu/layer_norm.rs, the oracle.
 
-#include "numerics.cuh"
+#include "row_part.cuh"
 
 namespace {
 
@@ -65,10 +65,22 @@ PTX_INLINE vec16 normalise(vec16 chunk, vec16 weight, vec16 bias, float mean, fl
     return pack(x);
 }
 
+// Statistics of what two neighbouring lanes stored, if somebody wants them.
+PTX_INLINE void leave_part(RowPart *parts, vec16 stored, int row, int width, int column, bool live) {
+    if (parts == nullptr) {
+        return;
+    }
+    const RowPart part = part_of(stored);
+    if (live && lane() % 2 == 0) {
+        store_part(parts, width, row, column, part);
+    }
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
-    fp16 *y, const fp16 *x, const fp16 *weight, const fp16 *bias, int rows, int width, int pitch, float eps) {
+    fp16 *y, RowPart *parts, const fp16 *x, const fp16 *weight, const fp16 *bias, int rows, int width, int pitch,
+    float eps) {
     const int row = block_x() * ROWS + warp();
     const int end = row < rows ? width : 0;  // a warp without a row reads nothing, and shuffles along
     const long long start = static_cast<long long>(row) * pitch;
@@ -111,11 +123,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
 #pragma unroll
     for (int i = 0; i < KEPT; i++) {
         const int c = first + i * STRIDE;
+        vec16 stored = {};
         if (c < end) {
-            store_16(to + c, normalise(kept[i], load_16(weight + c), load_16(bias + c), mean, scale));
+            stored = normalise(kept[i], load_16(weight + c), load_16(bias + c), mean, scale);
+            store_16(to + c, stored);
         }
+        leave_part(parts, stored, row, width, c, c < end);
     }
-    for (int c = first + KEPT * STRIDE; c < end; c += STRIDE) {
-        store_16(to + c, normalise(load_16(from + c), load_16(weight + c), load_16(bias + c), mean, scale));
+    for (int from_c = KEPT * STRIDE; from_c < width; from_c += STRIDE) {  // all lanes: parts are two lanes'
+        const int c = first + from_c;
+        vec16 stored = {};
+        if (c < end) {
+            stored = normalise(load_16(from + c), load_16(weight + c), load_16(bias + c), mean, scale);
+            store_16(to + c, stored);
+        }
+        leave_part(parts, stored, row, width, c, c < end);
     }
 }

@@ -65,11 +65,7 @@
 
 #include "linear.cuh"
 #include "ptx_sm90.cuh"
-
-// What a row's norm needs, or gives.
-struct RowPart {
-    float mean, squares;  // of 16 columns; sum of squares about the mean
-};
+#include "row_part.cuh"
 
 struct LinearSm90Args {
     LinearArgs linear;
@@ -80,9 +76,7 @@ struct LinearSm90Args {
     float eps;                  // of the norm
     int drop;                   // rows of which the first is dropped; 0: none
 };
-static_assert(sizeof(RowPart) == 8 && sizeof(LinearSm90Args) == 136, "layouts shared with the host");
-
-constexpr int PART = 16;  // columns
+static_assert(sizeof(LinearSm90Args) == 136, "a layout shared with the host");
 
 template <int TILE_M, int TILE_N, bool TWO_TILES, int BLOCKS = 1> struct HopperTile {
     static constexpr int BM = TILE_M, BN = TILE_N;
@@ -331,26 +325,6 @@ PTX_INLINE void scatter_chunk(const LinearArgs &args, vec16 values, int row, int
     }
 }
 
-// (mean, sum of squares about it) of 16 columns of a row, of which this lane has 8 and the next one the others.
-PTX_INLINE RowPart part_of(vec16 stored) {
-    float x[CHUNK];
-    unpack(stored, x);
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) {
-        sum += x[i];
-    }
-    sum += shuffle_xor(sum, 1);
-    const float mean = sum * (1.0f / PART);
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) {
-        squares = fma_rn(x[i] - mean, x[i] - mean, squares);
-    }
-    squares += shuffle_xor(squares, 1);
-    return RowPart{mean, squares};
-}
-
 // The row of `out` for row `row`, and whether there is one.
 PTX_INLINE bool kept_row(const LinearSm90Args &args, int row, int &to) {
     to = row;
@@ -407,8 +381,7 @@ PTX_INLINE void store_sums(const LinearSm90Args &args, const float (&sums)[Tile:
         if (args.partials_out != nullptr) {
             const RowPart part = part_of(values);
             if (kept && t % 2 == 0) {
-                store_8(args.partials_out + static_cast<long long>(to) * (linear.n / PART) + n / PART,
-                        vec8{f32_to_bits(part.mean), f32_to_bits(part.squares)});
+                store_part(args.partials_out, linear.n, to, n, part);
             }
         }
     } else if (live && E == Epilogue::SCATTER) {

@@ -138,14 +138,22 @@ fn every_kind_of_gpu_gives_the_cpus_file() {
     let words = case.words("One:<ImageHere>, two:<ImageHere>, three:<ImageHere><ImageHere>. What changed?");
     let on_cpu = case.encode(&words, "cpu", &[]);
     let mut first: Option<Vec<u8>> = None;
+    let kernels = "IMAGEHERE_CUDA_KERNELS";
     for capability in ["8.0", "8.6", "8.9", "9.0"] {
-        let encoded = case.encode(&words, "cuda", &[("EMU_CC", capability)]);
+        let encoded = case.encode(&words, "cuda", &[("EMU_CC", capability), (kernels, "sm80")]);
         let name = encoded.report["device"].as_str().unwrap();
         assert!(name.starts_with("cuda:0 (emulated "), "{name}");
         assert!(name.ends_with(&format!(", {capability}, sm80 kernels)")), "{name}");
         assert_alike(&encoded, &on_cpu);
         let first = first.get_or_insert_with(|| encoded.bytes.clone());
         assert!(*first == encoded.bytes, "{capability} gives other bits than 8.0");
+    }
+    // Hopper's own kernels sum in another order, and round elsewhere where they take in a layer norm.
+    for fusions in ["all", "none", "layer_norm", "query_scale,class_row"] {
+        let encoded = case.encode(&words, "cuda", &[("EMU_CC", "9.0"), ("IMAGEHERE_CUDA_FUSIONS", fusions)]);
+        let name = encoded.report["device"].as_str().unwrap();
+        assert!(name.ends_with(", 9.0, sm90 kernels)"), "{name}");
+        assert_alike(&encoded, &on_cpu);
     }
 }
 

@@ -24,6 +24,7 @@ use half::f16;
 use super::Gpu;
 use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Span, Stream, device_error, mebibytes};
 use super::embed_tokens::{TextRow, TokenTable};
+use super::fusions::{self, Fusions};
 use super::launch;
 use super::linear::{SlotRows, SlotTable};
 use super::matrix::Matrix;
@@ -59,6 +60,7 @@ pub(crate) struct Arena {
     graphs: BTreeMap<usize, GraphExec>, // by number of images
     workspace: Workspace,
     weights: DeviceWeights,
+    fusions: Fusions, // what the weights were prepared for
     embedding: Option<Embedding>,
     squares: [DeviceMemory; 2], // each [B, S, S, 3]
     small: DeviceMemory,        // pixel table, slot table, report
@@ -120,7 +122,7 @@ impl Arena {
         let context = gpu.context.clone();
         let (compute, uploads) = (Stream::new(&context)?, Stream::new(&context)?);
         let mut ring = Ring::new(&context, SLOT_BYTES)?;
-        let (weights, report) = match weights {
+        let (mut weights, report) = match weights {
             Source::Host(weights) => {
                 (DeviceWeights::upload(&compute, config, weights)?, ConversionReport::default())
             }
@@ -129,6 +131,8 @@ impl Arena {
                 DeviceWeights::convert(&compute, convert, &mut ring, config, weights, policy)?
             }
         };
+        let wanted = if gpu.kernels.linear.sm90.is_some() { Fusions::from_environment()? } else { Fusions::NONE };
+        let fusions = fusions::fold(&compute, &gpu.kernels.fold, &mut weights, config, wanted)?;
         let embedding = embedding.map(|table| Embedding::upload(&compute, &mut ring, table)).transpose()?;
         let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;
         // SAFETY: `small` is kept beside the streams that use it.
@@ -141,6 +145,7 @@ impl Arena {
             graphs: BTreeMap::new(),
             squares,
             weights,
+            fusions,
             embedding,
             small,
             staging: Growing::new(&context, "the rows of a sequence"),
@@ -161,6 +166,7 @@ impl Arena {
             device = arena.gpu.describe(),
             images = arena.workspace.images(),
             weight_bytes = arena.weights.bytes(),
+            fusions = ?arena.fusions,
             "CUDA backend"
         );
         Ok((arena, report))
@@ -389,15 +395,15 @@ impl Arena {
         table: &SlotTable,
         trace: Option<&mut TraceFn<'_>>,
     ) -> Result<()> {
-        let Self { graphs, compute: stream, config, weights, workspace, gpu, .. } = self;
-        let tower = Tower { kernels: &gpu.kernels, config, weights, workspace };
+        let Self { graphs, compute: stream, config, weights, workspace, gpu, fusions, .. } = self;
+        let tower = Tower { kernels: &gpu.kernels, config, weights, workspace, fusions: *fusions };
         if let Some(trace) = trace {
             let mut values = Vec::new();
             return tower.enqueue(
                 stream,
                 images,
                 table,
-                &mut |stage, Matrix { span, rows, columns, pitch }| {
+                Some(&mut |stage, Matrix { span, rows, columns, pitch }| {
                     values.resize(rows * columns, f16::ZERO);
                     let to = values.as_mut_ptr();
                     // SAFETY: `values` has so many rows and is left alone until the wait.
@@ -407,10 +413,10 @@ impl Arena {
                         trace(image, stage, values);
                     }
                     Ok(())
-                },
+                }),
             );
         }
-        let work = || tower.enqueue(stream, images, table, &mut |_, _| Ok(()));
+        let work = || tower.enqueue(stream, images, table, None);
         if launch::waits() {
             return work();
         }

@@ -6,6 +6,7 @@ use half::f16;
 
 use super::driver::{DevicePtr, Module, Span, Stream};
 use super::launch::{Entry, Kernel, contract, int, launch, parameters};
+use super::linear::{PART, RowPart};
 use super::matrix::{Matrix, VECTOR};
 use crate::config::LAYER_NORM_EPS;
 use crate::error::Result;
@@ -14,6 +15,7 @@ parameters! {
     /// Of `layer_norm`.
     pub(crate) struct LayerNormParameters {
         y: DevicePtr<f16>, // [rows, width]
+        parts: DevicePtr<RowPart>, // [rows, width / 16]
         x: DevicePtr<f16>, // [rows, width]
         weight: DevicePtr<f16>, // [width]
         bias: DevicePtr<f16>, // [width]
@@ -50,6 +52,18 @@ impl LayerNorm {
 
     /// Enqueues the norm of all rows of `x` into `y`, which may be `x`.
     pub(crate) fn enqueue(&self, stream: &Stream, y: &Matrix, x: &Matrix, norm: &Norm) -> Result<()> {
+        self.enqueue_with(stream, y, x, norm, None)
+    }
+
+    /// The same, and statistics of `y` for a layer that has the next norm folded in, `[rows, width / 16]`.
+    pub(crate) fn enqueue_with(
+        &self,
+        stream: &Stream,
+        y: &Matrix,
+        x: &Matrix,
+        norm: &Norm,
+        parts: Option<Span<RowPart>>,
+    ) -> Result<()> {
         let name = self.kernel.name();
         let width = x.columns;
         let shapes = |m: &Matrix| (m.rows, m.columns, m.pitch);
@@ -63,11 +77,17 @@ impl LayerNorm {
         x.check_vectors(name, "x")?;
         let aligned = norm.weight.ptr().is_aligned(16) && norm.bias.ptr().is_aligned(16);
         contract!(name, aligned, "weights are not 16 bytes aligned: {norm:?}");
+        if let Some(parts) = parts {
+            let (needs, has) = (x.rows * (width / PART), parts.len());
+            contract!(name, width.is_multiple_of(PART), "statistics of {width} channels, {PART} at a time");
+            contract!(name, has >= needs && parts.ptr().is_aligned(8), "room for {has} statistics of {needs}");
+        }
         if x.rows == 0 {
             return Ok(());
         }
         let parameters = LayerNormParameters {
             y: y.span.ptr(),
+            parts: parts.map_or(DevicePtr::NULL, |parts| parts.ptr()),
             x: x.span.ptr(),
             weight: norm.weight.ptr(),
             bias: norm.bias.ptr(),

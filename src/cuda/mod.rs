@@ -39,6 +39,7 @@ pub(crate) mod convert;
 pub(crate) mod driver;
 pub(crate) mod embed_tokens;
 pub(crate) mod fold;
+pub(crate) mod fusions;
 pub(crate) mod images;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
@@ -78,7 +79,7 @@ use resize::Resize;
 use verify::Verify;
 use weights::Source;
 
-/// Names GPU `ordinal`, after checking that this build can use it: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
+/// Names GPU `ordinal`, after checking that this build can use it: `cuda:0 (NVIDIA H200, 9.0, sm90 kernels)`.
 ///
 /// # Errors
 /// [`Error::Device`] if this build has no kernels, or if the driver or the device is absent, too old or
@@ -154,6 +155,11 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::open`].
     pub(crate) fn open_with(ordinal: usize, images: &'static [Image]) -> Result<Self> {
+        Self::open_as(ordinal, images, Family::from_environment()?)
+    }
+
+    /// As [`Gpu::open_with`], with the kernels of a family.
+    fn open_as(ordinal: usize, images: &'static [Image], most: Family) -> Result<Self> {
         if images.is_empty() {
             return Err(driver::device_error(
                 ordinal,
@@ -163,17 +169,48 @@ impl Gpu {
             ));
         }
         let context = Context::open(ordinal)?;
-        let kernels = Kernels::load(&context, images)?;
+        let family = if context.capability() == HOPPER { most } else { Family::Portable };
+        let kernels = Kernels::load(&context, images, family)?;
         let gpu = Self { context, kernels };
         tracing::info!(device = gpu.describe(), "CUDA kernels loaded");
         Ok(gpu)
     }
 
-    /// Names the device and the kernels: `cuda:0 (NVIDIA H200, 9.0, sm80 kernels)`.
+    /// Names the device and the kernels: `cuda:0 (NVIDIA H200, 9.0, sm90 kernels)`.
     pub(crate) fn describe(&self) -> String {
         let (major, minor) = self.context.capability();
         let (ordinal, name) = (self.context.ordinal(), self.context.name());
-        format!("cuda:{ordinal} ({name}, {major}.{minor}, sm80 kernels)")
+        let family = if self.kernels.linear.sm90.is_some() { "sm90" } else { "sm80" };
+        format!("cuda:{ordinal} ({name}, {major}.{minor}, {family} kernels)")
+    }
+}
+
+/// The compute capability that sm90 kernels are for, and no other.
+const HOPPER: (i32, i32) = (9, 0);
+
+/// Whose kernels do the linear layers and attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// For every device from 8.0 on.
+    Portable,
+    /// For 9.0: wgmma, bulk copies, launches that overlap.
+    Hopper,
+}
+
+impl Family {
+    /// The newest that may be used: `IMAGEHERE_CUDA_KERNELS=sm80` asks for the portable ones on Hopper too.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for anything but `sm80` and `sm90`.
+    fn from_environment() -> Result<Self> {
+        match std::env::var("IMAGEHERE_CUDA_KERNELS").as_deref() {
+            Ok("sm80") => Ok(Self::Portable),
+            Ok("sm90") | Err(_) => Ok(Self::Hopper),
+            Ok(other) => Err(Error::argument(
+                format!("IMAGEHERE_CUDA_KERNELS is `{other}`"),
+                "Give `sm80` for the kernels of every device, or `sm90` for Hopper's where there is one",
+            )),
+        }
     }
 }
 
@@ -192,15 +229,14 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    fn load(context: &Arc<Context>, images: &'static [Image]) -> Result<Self> {
+    fn load(context: &Arc<Context>, images: &'static [Image], family: Family) -> Result<Self> {
         let module = |name: &str| {
             let image = images.iter().find(|image| image.name == name);
             let image =
                 image.ok_or_else(|| Error::Internal(format!("no image of the kernels in {name}.cu")))?;
             Module::load(context, name, image.bytes)
         };
-        let hopper = context.capability() == (9, 0);
-        let on_hopper = |name: &str| hopper.then(|| module(name)).transpose();
+        let on_hopper = |name: &str| (family == Family::Hopper).then(|| module(name)).transpose();
         Ok(Self {
             linear: Linear::load(&module("linear_sm80")?, on_hopper("linear_sm90")?.as_ref())?,
             attention: Attention::load(&module("attention_sm80")?)?,

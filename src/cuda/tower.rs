@@ -9,14 +9,16 @@
 //!   rows 1.. of each image ─ projector hidden gelu ─ projector out ──▶ every slot of the image, in place
 //! ```
 //!
-//! `4 + 7 · layers` launches for any number of images, none of them with a size or an address that depends on
-//! the prompt: slots are read from a table in device memory. So one captured graph serves every prompt.
+//! `4 + 7 · layers` launches for any number of images, `4 + 5 · layers` where norms are folded into the layers after them
+//! ([`fusions`](super::fusions)), none of them with a size or an address that depends on the prompt: slots are read from a
+//! table in device memory. So one captured graph serves every prompt.
 
 use half::f16;
 
 use super::Kernels;
-use super::driver::{DeviceMemory, Stream};
-use super::linear::{Epilogue, Input, MoreOfResidual, SlotTable};
+use super::driver::{DeviceMemory, Span, Stream};
+use super::fusions::Fusions;
+use super::linear::{Epilogue, Input, MoreOfResidual, PART, RowPart, SlotTable};
 use super::matrix::{Matrix, VECTOR};
 use super::weights::DeviceWeights;
 use crate::backend::Stage;
@@ -33,6 +35,7 @@ pub(crate) struct Workspace {
     qkv: Matrix,     // [B · T, 3C]
     mlp: Matrix,     // [B · T, F]
     inner: Matrix,   // [B · P, projector width]
+    parts: Span<RowPart>, // [B · T, C / 16], statistics of hidden
     memory: DeviceMemory,
 }
 
@@ -57,13 +60,14 @@ impl Workspace {
         stream.fill(span, 0)?;
         stream.synchronize()?;
         let span = span.cast::<f16>()?;
-        let [patches, hidden, mixed, qkv, mlp, inner] = places.parts.map(|place| {
+        let [patches, hidden, mixed, qkv, mlp, inner] = places.matrices.map(|place| {
             let Place { at, rows, columns } = place;
             let pitch = columns.next_multiple_of(VECTOR);
             Matrix::new(span.slice(at..at + rows * pitch)?, rows, columns, pitch)
         });
         let (patches, hidden, mixed) = (patches?, hidden?, mixed?);
-        Ok(Some(Self { images, patches, hidden, mixed, qkv: qkv?, mlp: mlp?, inner: inner?, memory }))
+        let parts = span.slice(places.parts_at..places.end)?.cast()?;
+        Ok(Some(Self { images, patches, hidden, mixed, qkv: qkv?, mlp: mlp?, inner: inner?, parts, memory }))
     }
 
     /// Frees the memory: no image fits any more.
@@ -97,8 +101,9 @@ struct Place {
 
 /// Where the workspace's matrices lie, and where it ends.
 struct Places {
-    parts: [Place; 6],
-    end: usize, // elements
+    matrices: [Place; 6],
+    parts_at: usize, // elements
+    end: usize,      // elements
 }
 
 impl Places {
@@ -123,7 +128,8 @@ impl Places {
             0 => Place { at: shared.at, rows, columns },
             _ => take(rows, columns),
         });
-        Self { parts: [of_patches, hidden, mixed, qkv, mlp, inner], end }
+        let parts = take(images * tokens, width / PART * (size_of::<RowPart>() / size_of::<f16>()));
+        Self { matrices: [of_patches, hidden, mixed, qkv, mlp, inner], parts_at: parts.at, end }
     }
 }
 
@@ -134,15 +140,19 @@ pub(crate) struct Tower<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) weights: &'a DeviceWeights,
     pub(crate) workspace: &'a Workspace,
+    /// What the weights were prepared for.
+    pub(crate) fusions: Fusions,
 }
+
+/// Who is told when a stage is enqueued, with the matrix that will hold it.
+pub(crate) type After<'a> = &'a mut dyn FnMut(Stage, &Matrix) -> Result<()>;
 
 impl Tower<'_> {
     /// Enqueues tower and projector for the first `images` images of the workspace, from their patches to all
     /// their slots.
     ///
-    /// `after` is called when a stage is enqueued, with the matrix that will hold it; `|_, _| Ok(())` where
-    /// nobody looks. Only enqueues: the result is there when the stream is done, and the call may be
-    /// captured.
+    /// `after` is called when a stage is enqueued. Only enqueues: the result is there when the stream is done, and the
+    /// call may be captured.
     ///
     /// # Errors
     /// [`Error::Internal`] if there is no room for so many images, or a contract is broken;
@@ -152,9 +162,9 @@ impl Tower<'_> {
         stream: &Stream,
         images: usize,
         slots: &SlotTable,
-        after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>,
+        mut after: Option<After<'_>>,
     ) -> Result<()> {
-        let Self { kernels, config, weights, workspace } = *self;
+        let Self { kernels, config, weights, workspace, fusions } = *self;
         if images > workspace.images {
             return Err(Error::Internal(format!("{images} images in a workspace for {}", workspace.images)));
         }
@@ -166,27 +176,48 @@ impl Tower<'_> {
         let mlp = workspace.mlp.first(images * tokens)?;
         let inner = workspace.inner.first(images * patches)?;
         let Kernels { linear, attention, layer_norm, .. } = kernels;
+        let traced = after.is_some();
+        let mut after = |stage, matrix: &Matrix| after.as_mut().map_or(Ok(()), |after| after(stage, matrix));
+
+        // Statistics of hidden, from whoever stores it to whoever has the next norm folded in.
+        let parts = fusions.layer_norm.then_some(workspace.parts);
+        let add_to_hidden = Epilogue::Residual {
+            out: &hidden,
+            residual: &hidden,
+            more: MoreOfResidual { parts, drop: 0 },
+        };
+        let normed = |norm| match parts {
+            Some(parts) => Ok(Input::BeforeNorm(&hidden, parts)),
+            None => layer_norm.enqueue(stream, &mixed, &hidden, norm).map(|()| Input::All(&mixed)),
+        };
 
         after(Stage::Patches, &of_patches)?;
         let embed = Epilogue::Embed { out: &hidden, positions: &weights.positions, patches };
         linear.enqueue(stream, Input::All(&of_patches), &weights.patch_embedding, &embed)?;
-        layer_norm.enqueue(stream, &hidden, &hidden, &weights.pre_norm)?;
+        layer_norm.enqueue_with(stream, &hidden, &hidden, &weights.pre_norm, parts)?;
         after(Stage::Embedded, &hidden)?;
 
-        let add_to_hidden = Epilogue::Residual { out: &hidden, residual: &hidden, more: MoreOfResidual::default() };
+        let kept = mixed.first(images * patches)?; // the last layer's rows without class rows
         for (i, layer) in weights.layers.iter().enumerate() {
-            layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm1)?;
-            linear.enqueue(stream, Input::All(&mixed), &layer.qkv, &Epilogue::Bias(&qkv))?;
+            linear.enqueue(stream, normed(&layer.norm1)?, &layer.qkv, &Epilogue::Bias(&qkv))?;
             attention.enqueue(stream, &mixed, &qkv, tokens)?;
             linear.enqueue(stream, Input::All(&mixed), &layer.out, &add_to_hidden)?;
 
-            layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm2)?;
-            linear.enqueue(stream, Input::All(&mixed), &layer.fc1, &Epilogue::QuickGelu(&mlp))?;
-            linear.enqueue(stream, Input::All(&mlp), &layer.fc2, &add_to_hidden)?;
+            linear.enqueue(stream, normed(&layer.norm2)?, &layer.fc1, &Epilogue::QuickGelu(&mlp))?;
+            let last = fusions.class_row && i + 1 == weights.layers.len();
+            if last {
+                let more = MoreOfResidual { parts: None, drop: tokens };
+                let without_class = Epilogue::Residual { out: &kept, residual: &hidden, more };
+                linear.enqueue(stream, Input::All(&mlp), &layer.fc2, &without_class)?;
+            }
+            if !last || traced {
+                linear.enqueue(stream, Input::All(&mlp), &layer.fc2, &add_to_hidden)?;
+            }
             after(Stage::Layer(i), &hidden)?;
         }
 
-        let features = Input::WithoutClass(&hidden, patches);
+        let features =
+            if fusions.class_row { Input::All(&kept) } else { Input::WithoutClass(&hidden, patches) };
         linear.enqueue(stream, features, &weights.projector_hidden, &Epilogue::Gelu(&inner))?;
         after(Stage::ProjectorHidden, &inner)?;
         let scatter = Epilogue::Scatter { table: slots, patches };

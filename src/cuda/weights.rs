@@ -33,6 +33,7 @@ pub(crate) struct DeviceWeights {
     pub(crate) projector_hidden: Layer, // [projector width, C]
     pub(crate) projector_out: Layer,    // [H, projector width]
     memory: DeviceMemory,               // what all of these are in
+    folded: Option<DeviceMemory>,       // what is left of norms
 }
 
 /// One transformer block.
@@ -114,12 +115,26 @@ impl DeviceWeights {
         let parts = arena.all(config, weights)?;
         stream.synchronize()?;
         let Parts { patch_embedding, positions, pre_norm, layers, projector_hidden, projector_out } = parts;
-        Ok(Self { patch_embedding, positions, pre_norm, layers, projector_hidden, projector_out, memory })
+        Ok(Self {
+            patch_embedding,
+            positions,
+            pre_norm,
+            layers,
+            projector_hidden,
+            projector_out,
+            memory,
+            folded: None,
+        })
+    }
+
+    /// Keeps what the layers' folded norms are in.
+    pub(crate) fn keep(&mut self, folded: DeviceMemory) {
+        self.folded = Some(folded);
     }
 
     /// Bytes on the device.
     pub(crate) fn bytes(&self) -> usize {
-        self.memory.bytes()
+        self.memory.bytes() + self.folded.as_ref().map_or(0, DeviceMemory::bytes)
     }
 }
 

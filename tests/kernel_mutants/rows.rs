@@ -37,7 +37,8 @@ mutants! { layer_norm:
     row_guard_one_late: "layer_norm.cu", BOUNDS,
         "row < rows ? width : 0" => "row <= rows ? width : 0";
     chunk_guard_one_late: "layer_norm.cu", BOUNDS | WRONG,
-        "const int c = first + i * STRIDE;\n        if (c < end)" => "const int c = first + i * STRIDE;\n        if (c <= end)";
+        "const int c = first + i * STRIDE;\n        vec16 stored = {};\n        if (c < end)" =>
+        "const int c = first + i * STRIDE;\n        vec16 stored = {};\n        if (c <= end)";
     weight_and_bias_swapped: "layer_norm.cu", WRONG,
         "kept[i], load_16(weight + c), load_16(bias + c)" => "kept[i], load_16(bias + c), load_16(weight + c)";
     sum_of_half_a_warp: "numerics.cuh", WRONG,
@@ -47,8 +48,16 @@ mutants! { layer_norm:
         "    vec16 kept[KEPT];" => "    if (first >= width) { return; }\n    vec16 kept[KEPT];";
     /// The lanes exchange what they write: right, unless y is x.
     lanes_write_for_each_other: "layer_norm.cu", GLOBAL_RACE,
-        "store_16(to + c, normalise(load_16(from + c), load_16(weight + c), load_16(bias + c), mean, scale));" =>
-        "const int o = c + STRIDE < end ? c ^ CHUNK : c;\n        store_16(to + o, normalise(load_16(from + o), load_16(weight + o), load_16(bias + o), mean, scale));";
+        "stored = normalise(load_16(from + c), load_16(weight + c), load_16(bias + c), mean, scale);\n            store_16(to + c, stored);" =>
+        "const int o = c + STRIDE < end ? c ^ CHUNK : c;\n            stored = normalise(load_16(from + o), load_16(weight + o), load_16(bias + o), mean, scale);\n            store_16(to + o, stored);";
+    parts_of_eight_columns: "row_part.cuh", WRONG,
+        "    sum += shuffle_xor(sum, 1);\n" => "";
+    parts_about_zero: "row_part.cuh", WRONG,
+        "fma_rn(x[i] - mean, x[i] - mean, squares)" => "fma_rn(x[i], x[i], squares)";
+    parts_of_the_next_columns: "row_part.cuh", WRONG | BOUNDS,
+        "+ column / PART" => "+ (column / PART ^ 1)";
+    parts_by_every_lane: "layer_norm.cu", GLOBAL_RACE,
+        "if (live && lane() % 2 == 0)" => "if (live)";
 }
 
 mutants! { convert:

@@ -12,24 +12,24 @@ const SHAPES: [(usize, usize, usize); 7] =
 const BOTH: [Tile; 2] = [Tile::Large, Tile::Small];
 
 /// Left between rows; nobody writes there.
-const MARK: f16 = f16::from_bits(0x7e55);
+pub(crate) const MARK: f16 = f16::from_bits(0x7e55);
 
 /// What goes in, on the host and on the device.
-struct Case {
-    bench: Bench,
-    m: usize,
-    n: usize,
-    x: Vec<f16>,      // [M, K]
-    weight: Vec<f16>, // [N, K]
-    bias: Vec<f16>,   // [N]
-    extra: Vec<f16>,  // [M, N]
-    input: Matrix,
-    layer: Layer,
+pub(crate) struct Case {
+    pub(crate) bench: Bench,
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    x: Vec<f16>,                 // [M, K]
+    weight: Vec<f16>,            // [N, K]
+    pub(crate) bias: Vec<f16>,   // [N]
+    pub(crate) extra: Vec<f16>,  // [M, N]
+    pub(crate) input: Matrix,
+    pub(crate) layer: Layer,
     _memory: [Array; 3],
 }
 
 impl Case {
-    fn new((m, k, n): (usize, usize, usize)) -> Self {
+    pub(crate) fn new((m, k, n): (usize, usize, usize)) -> Self {
         let mut random = Random::new((m * 31 + k * 7 + n) as u64);
         let x = random.halves(m * k, 0.1, 1.0);
         let weight = random.halves(n * k, 0.0, 0.5 / (k as f64).sqrt());
@@ -46,7 +46,7 @@ impl Case {
     }
 
     /// x Wᵀ in f64, and the sum of magnitudes that bounds the error of f32.
-    fn exact(&self) -> Vec<(f64, f64)> {
+    pub(crate) fn exact(&self) -> Vec<(f64, f64)> {
         let k = self.weight.len() / self.n;
         let (x, weight) = (wide(&self.x), wide(&self.weight));
         let dot = |x: &[f64], w: &[f64]| {
@@ -59,14 +59,12 @@ impl Case {
 
     /// Runs it into `[rows, N]` of poison and reads that.
     #[track_caller]
-    fn run(
+    pub(crate) fn run(
         &self,
-        tile: Tile,
         rows: usize,
         pitch: usize,
         epilogue: impl Fn(&Matrix) -> Result<()>,
     ) -> Vec<f16> {
-        let _ = tile;
         let (memory, out) = self.bench.matrix(&poison(rows * self.n), self.n, pitch, MARK);
         epilogue(&out).unwrap();
         self.bench.rows(&memory, &out, MARK)
@@ -79,20 +77,20 @@ impl Case {
 
     /// `acc + bias`, the plainest.
     fn plain(&self, tile: Tile) -> Vec<f16> {
-        self.run(tile, self.m, self.n, |out| self.enqueue(tile, &Epilogue::Bias(out)))
+        self.run(self.m, self.n, |out| self.enqueue(tile, &Epilogue::Bias(out)))
     }
 }
 
 /// Half a unit in the last place, and what f32 sums of `size` may lose.
 #[track_caller]
-fn assert_near(y: f16, expected: f64, size: f64, what: &str) {
+pub(crate) fn assert_near(y: f16, expected: f64, size: f64, what: &str) {
     let error = (y.to_f64() - expected).abs();
     let bound = 0.5 * 2f64.powi(-10) * expected.abs() + 2f64.powi(-25) + 2e-6 * (1.0 + size);
     assert!(ulps(y, expected) <= 0.5 || error <= bound, "{what}: {y}, not {expected}");
 }
 
 /// What an epilogue makes of the exact sum and `extra`.
-type Finish = fn(f64, f64) -> f64;
+pub(crate) type Finish = fn(f64, f64) -> f64;
 
 #[test]
 fn every_epilogue_is_near_the_exact_product() {
@@ -111,7 +109,7 @@ fn every_epilogue_is_near_the_exact_product() {
             // Rows that vectors fit, and rows that they do not.
             for pitch in [n.next_multiple_of(8), n + 5] {
                 for (name, finish) in finishes {
-                    let y = case.run(tile, m, pitch, |out| {
+                    let y = case.run(m, pitch, |out| {
                         let epilogue = match name {
                             "bias" => Epilogue::Bias(out),
                             "quick_gelu" => Epilogue::QuickGelu(out),
@@ -141,7 +139,7 @@ fn both_tiles_and_any_neighbours_give_the_same_bits() {
     for (first, rows) in [(0, 1), (1, 7), (63, 2), (69, 1)] {
         let part = case.input.rows(first, rows).unwrap();
         for tile in BOTH {
-            let y = case.run(tile, rows, case.n, |out| {
+            let y = case.run(rows, case.n, |out| {
                 let linear = &case.bench.gpu.kernels.linear;
                 let stream = &case.bench.stream;
                 linear.enqueue_in(stream, tile, Input::All(&part), &case.layer, &Epilogue::Bias(out))
@@ -157,7 +155,7 @@ fn adds_to_the_residual_in_place() {
     for tile in BOTH {
         for pitch in [72, 75] {
             let (_other, residual) = case.bench.matrix(&case.extra, case.n, pitch, MARK);
-            let apart = case.run(tile, case.m, pitch, |out| {
+            let apart = case.run(case.m, pitch, |out| {
                 case.enqueue(tile, &Epilogue::Residual { out, residual: &residual, more: Default::default() })
             });
             let (memory, out) = case.bench.matrix(&case.extra, case.n, pitch, MARK);
@@ -176,7 +174,7 @@ fn embeds_patches_below_the_class_token() {
         let (_positions, table) = case.bench.matrix(&positions, n, pitch, MARK);
         let exact = case.exact();
         for tile in BOTH {
-            let y = case.run(tile, images * tokens, pitch, |out| {
+            let y = case.run(images * tokens, pitch, |out| {
                 case.enqueue(tile, &Epilogue::Embed { out, positions: &table, patches })
             });
             for (i, y) in y.iter().enumerate() {
@@ -205,7 +203,7 @@ fn takes_the_rows_after_each_class_token() {
         let kept = all.chunks_exact(case.n).enumerate().filter(|(row, _)| row % tokens != 0);
         let expected: Vec<f16> = kept.flat_map(|(_, row)| row.to_vec()).collect();
         for tile in BOTH {
-            let y = case.run(tile, images * patches, case.n, |out| {
+            let y = case.run(images * patches, case.n, |out| {
                 let input = Input::WithoutClass(&case.input, patches);
                 let linear = &case.bench.gpu.kernels.linear;
                 linear.enqueue_in(&case.bench.stream, tile, input, &case.layer, &Epilogue::Bias(out))

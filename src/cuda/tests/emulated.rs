@@ -79,6 +79,7 @@ fn programmatic(bench: &Bench) -> Result<(), Error> {
     let (_x, x) = bench.matrix(&[half::f16::ONE; 64], 8, 8, half::f16::ZERO);
     let weights = bench.array(&[half::f16::ONE; 8]);
     let parameters = layer_norm::LayerNormParameters {
+        parts: DevicePtr::NULL,
         y: x.span.ptr(),
         x: x.span.ptr(),
         weight: weights.span().ptr(),

@@ -92,10 +92,10 @@ impl OnGpu {
 
     fn tower(&self) -> Tower<'_> {
         let Self { bench, model, weights, workspace } = self;
-        Tower { kernels: &bench.gpu.kernels, config: &model.config, weights, workspace }
+        Tower { kernels: &bench.gpu.kernels, config: &model.config, weights, workspace, fusions: Fusions::NONE }
     }
 
-    fn enqueue(&self, images: usize, slots: &SlotTable, after: &mut dyn FnMut(Stage, &Matrix) -> Result<()>) {
+    fn enqueue(&self, images: usize, slots: &SlotTable, after: Option<After<'_>>) {
         self.tower().enqueue(&self.bench.stream, images, slots, after).unwrap();
     }
 }
@@ -119,7 +119,7 @@ fn equals_the_cpu_stage_by_stage() {
     let slots = Slots::new(&gpu.bench, &slots, &[0, 1, 2, 3]);
     let before = gpu.bench.gpu.context.launches();
     let mut stages = cpu.stages.iter();
-    gpu.enqueue(images, &slots.table, &mut |stage, matrix| {
+    gpu.enqueue(images, &slots.table, Some(&mut |stage, matrix| {
         let (expected_stage, expected) = stages.next().unwrap();
         assert_eq!(stage, *expected_stage);
         let mut values = vec![f16::ZERO; matrix.rows * matrix.columns];
@@ -133,7 +133,7 @@ fn equals_the_cpu_stage_by_stage() {
         let error = relative_l2(&values, &expected);
         assert!(error <= 1e-3, "{stage:?}: {error}");
         Ok(())
-    });
+    }));
     assert!(stages.next().is_none());
     let launches = 4 + 7 * gpu.model.config.layers as u64;
     assert!(gpu.bench.gpu.context.launches() - before >= launches, "at least those of this test");
@@ -163,7 +163,7 @@ fn a_graph_serves_any_slots_and_an_image_any_place() {
     for patches in cpu.stages[0].1.chunks_exact(patches_len) {
         gpu.upload(patches, 1);
         let slots = Slots::new(&gpu.bench, &[slot(0)], &[0, 1]);
-        gpu.enqueue(1, &slots.table, &mut |_, _| Ok(()));
+        gpu.enqueue(1, &slots.table, None);
         alone.push(gpu.bench.read(&features)[..rows].to_vec());
     }
     assert_ne!(bits(&alone[0]), bits(&alone[1]));
@@ -175,7 +175,7 @@ fn a_graph_serves_any_slots_and_an_image_any_place() {
         .bench
         .stream
         .capture(|| {
-            gpu.enqueue(count, &table.table, &mut |_, _| Ok(()));
+            gpu.enqueue(count, &table.table, None);
             Ok(())
         })
         .unwrap();
@@ -196,7 +196,7 @@ fn a_graph_serves_any_slots_and_an_image_any_place() {
 fn refuses_more_images_than_there_is_room_for() {
     let gpu = OnGpu::new(1);
     let slots = Slots::new(&gpu.bench, &[], &[0, 0, 0]);
-    let result = gpu.tower().enqueue(&gpu.bench.stream, 2, &slots.table, &mut |_, _| Ok(()));
+    let result = gpu.tower().enqueue(&gpu.bench.stream, 2, &slots.table, None);
     assert!(result.unwrap_err().to_string().contains("2 images in a workspace for 1"));
     assert!(gpu.workspace.patches_of(1).is_err());
 }

@@ -1,7 +1,7 @@
 // settings.cpp: the environment, the log, planted failures, and the functions that tests call beside the
 // driver's.
 //
-//     EMU_CC       8.0 (default), 8.6, 8.9, 9.0          EMU_DEVICES   1 (default) or 2
+//     EMU_CC       8.0, 8.6, 8.9, 9.0 (default)         EMU_DEVICES   1 (default) or 2
 //     EMU_SEED     orders and tempers; 0 (default)       EMU_MEMORY    bytes per device, default 4 GiB
 //     EMU_LOG      a file: one JSON line per event       EMU_ABORT     1: a kernel's fault ends the program
 //     EMU_RACES    0: no traces of device memory (they take 8 bytes per byte that kernels touch)

@@ -156,7 +156,7 @@ struct Device {
 };
 
 struct Settings {
-    int cc = 80;
+    int cc = 90;
     int devices = 1;
     std::uint64_t seed = 0;
     std::size_t memory = std::size_t{4} << 30;

@@ -25,9 +25,11 @@ void test(int rows, int width, int gap, double mean, double deviation, bool in_p
     y.poison();
     emu::Array<fp16> &out = in_place ? x : y;
     std::vector<fp16> rest = out.copy();
-    emu::harness_demand(EMU_LAUNCH_SEED(seed, layer_norm, ((rows + 3) / 4), (128), 0, out.get(), x.get(),
-                                        weight.get(), bias.get(), rows, width, pitch,
-                                        static_cast<float>(eps)));
+    const bool with_parts = width % PART == 0 && seed % 2 == 0;
+    emu::Array<RowPart> parts(static_cast<std::size_t>(rows) * (width / PART) + 1);
+    emu::harness_demand(EMU_LAUNCH_SEED(seed, layer_norm, ((rows + 3) / 4), (128), 0, out.get(),
+                                        with_parts ? parts.get() : nullptr, x.get(), weight.get(), bias.get(),
+                                        rows, width, pitch, static_cast<float>(eps)));
     Errors errors;
     for (int r = 0; r < rows; r++) {
         double m = 0, v = 0;
@@ -42,6 +44,18 @@ void test(int rows, int width, int gap, double mean, double deviation, bool in_p
             const double normal = (value(before[at]) - m) / std::sqrt(v + eps);
             errors.add(value(out[at]), normal * value(weight[i]) + value(bias[i]), 4e-5);
             rest[at] = out[at];
+        }
+        for (int p = 0; p < width / PART && with_parts; p++) {
+            double own = 0, squares = 0;
+            for (int i = p * PART; i < (p + 1) * PART; i++) {
+                own += value(out[r * pitch + i]) / PART;
+            }
+            for (int i = p * PART; i < (p + 1) * PART; i++) {
+                squares += std::pow(value(out[r * pitch + i]) - own, 2);
+            }
+            const RowPart got = parts[static_cast<std::size_t>(r * (width / PART) + p)];
+            demand(std::fabs(got.mean - own) <= 2e-6 * (1 + std::fabs(own)), "means of parts");
+            demand(std::fabs(got.squares - squares) <= 1e-5 * (1 + squares), "sums of squares of parts");
         }
     }
     for (std::size_t i = 0; i < out.size(); i++) {
