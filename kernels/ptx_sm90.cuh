@@ -408,7 +408,9 @@ PTX_INLINE void named_arrive(int id, int threads) {
     emu::named_barrier(id, threads, false);
 #endif
 }
-// Until the launches before this one, in its stream, are done and their writes seen.
+// Until the launches before this one, in its stream, are done and their writes seen: by this thread, and by those that a
+// barrier orders after it. In each block of a programmatic launch (src/cuda/launch.rs) some thread must come here; in
+// another launch it does nothing.
 PTX_INLINE void grid_wait() {
 #if defined(__CUDACC__)
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -416,7 +418,8 @@ PTX_INLINE void grid_wait() {
     emu::grid_wait();
 #endif
 }
-// The launch after this one may begin.
+// The launch after this one may begin, once each block has a thread that came here or is done. It says nothing of what
+// this one wrote: that one's grid_wait does.
 PTX_INLINE void grid_launch_dependents() {
 #if defined(__CUDACC__)
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

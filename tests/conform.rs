@@ -1,4 +1,5 @@
-//! Every function of `kernels/ptx.cuh` by itself: what it must answer, what GPUs answered, what the emulated device does.
+//! Every function of `kernels/ptx.cuh` and `kernels/ptx_sm90.cuh` by itself: what it must answer, what GPUs answered, what
+//! the emulated device does.
 //!
 //! `tests/conform/conform.py` runs the micro-kernels and does the comparing, on a GPU as here; these tests run it on the
 //! emulated device.
@@ -26,17 +27,27 @@ fn driver() -> &'static Path {
     })
 }
 
-/// Runs `conform.py` on the emulated device.
-fn conform(seed: u32, arguments: &[&str]) -> Ended {
+/// Runs `conform.py` on the emulated device, of this compute capability.
+fn conform_on(capability: &str, seed: u32, arguments: &[&str]) -> Ended {
     let mut python = Command::new("python3");
     python.arg("tests/conform/conform.py").arg("--driver").arg(driver()).args(arguments);
-    python.env("EMU_SEED", seed.to_string()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    python
+        .env("EMU_SEED", seed.to_string())
+        .env("EMU_CC", capability)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     Ended::of(python.output().unwrap())
+}
+
+/// Where everything is.
+fn conform(seed: u32, arguments: &[&str]) -> Ended {
+    conform_on("9.0", seed, arguments)
 }
 
 /// Primitives whose way, not only whose answer, depends on the order of lanes, warps and copies.
 const TOGETHER: &str = "shared_16_8,atomic_min_u64,atomic_add_u32,cp_async_16,cp_async_groups,block_barrier,\
-    warp_barrier,shuffle_xor,shuffle,ballot,ldmatrix_x4,ldmatrix_x4_trans,product,swizzle_64,swizzle_128";
+    warp_barrier,shuffle_xor,shuffle,ballot,ldmatrix_x4,ldmatrix_x4_trans,product,swizzle_64,swizzle_128,mbarrier,\
+    named_barrier,set_registers,grid_wait,tma_load_2d,tma_load_2d_plain,tma_load_3d,tma_load_3d_planes,\
+    tma_load_3d_plain,wgmma_16,wgmma_groups,wgmma_64,wgmma_80,wgmma_176,wgmma_208,wgmma_256";
 
 #[test]
 fn every_primitive_answers_as_expected() {
@@ -45,6 +56,9 @@ fn every_primitive_answers_as_expected() {
     for seed in 1..4 {
         conform(seed, &["--check", "--only", TOGETHER]).ok();
     }
+    let said = conform_on("8.0", 0, &["--check", "--only", "product,mbarrier,wgmma_16"]).ok();
+    assert!(said.contains("device lacks them: mbarrier, wgmma_16\n"), "{said}");
+    assert!(said.contains("1 primitives: all well"), "{said}");
 }
 
 #[test]
@@ -120,8 +134,16 @@ fn a_golden_that_differs_is_refused() {
 #[test]
 fn every_function_of_ptx_cuh_has_a_micro_kernel() {
     let kernels = include_str!("conform/kernels/conform.cu");
+    assert!(have_micro_kernels(include_str!("../kernels/ptx.cuh"), kernels) > 45);
+    let kernels = include_str!("conform/kernels/conform_sm90.cu");
+    assert!(have_micro_kernels(include_str!("../kernels/ptx_sm90.cuh"), kernels) > 20);
+}
+
+/// Asserts that `kernels` use all functions of a header; how many there are.
+#[track_caller]
+fn have_micro_kernels(header: &str, kernels: &str) -> usize {
     let mut functions = vec![];
-    for line in include_str!("../kernels/ptx.cuh").lines() {
+    for line in header.lines() {
         if let Some((_, rest)) = line.split_once("PTX_INLINE ") {
             functions.extend(rest.split_once('(').and_then(|(head, _)| head.split(' ').next_back()));
         } else if let Some(rest) = line.strip_prefix("PTX_UNARY(") {
@@ -129,7 +151,6 @@ fn every_function_of_ptx_cuh_has_a_micro_kernel() {
         }
     }
     functions.retain(|name| !["name", "__attribute__"].contains(name)); // of macros
-    assert!(functions.len() > 45, "{functions:?}");
     let used = |name: &str| {
         [format!("{name}("), format!("{name}<"), format!("<{name}>")]
             .iter()
@@ -137,17 +158,20 @@ fn every_function_of_ptx_cuh_has_a_micro_kernel() {
     };
     let missing: Vec<_> = functions.iter().filter(|name| !used(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
+    functions.len()
 }
 
 #[test]
 #[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
 fn nvcc_takes_the_micro_kernels() {
     let folder = tempfile::tempdir().unwrap();
-    let mut build = Command::new("bash");
-    build.arg("tests/conform/build").arg(folder.path().join("conform.fatbin"));
-    build.env("ARCHS", "sm_80").current_dir(env!("CARGO_MANIFEST_DIR"));
-    let ended = Ended::of(build.output().unwrap());
-    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:#?}");
+    for (stem, arch) in [("conform", "sm_80"), ("conform_sm90", "sm_90a")] {
+        let mut build = Command::new("bash");
+        build.arg("tests/conform/build").arg(folder.path().join(stem).with_extension("fatbin"));
+        build.env("SOURCE", format!("tests/conform/kernels/{stem}.cu")).env("ARCHS", arch);
+        let ended = Ended::of(build.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap());
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:#?}");
+    }
 }
 
 #[test]

@@ -141,7 +141,7 @@ const STAGES: u32 = 4;
 const DEPTH: u32 = 32;
 
 const fn entry(name: &'static str, tile: Tile) -> Entry {
-    Entry { name, threads: 128, shared: STAGES * 2 * tile.side() as u32 * DEPTH * 2 }
+    Entry::new(name, 128, STAGES * 2 * tile.side() as u32 * DEPTH * 2)
 }
 
 /// Every entry: by epilogue, in the order of [`Epilogue::index`]; large tile, small tile.

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Runs every function of kernels/ptx.cuh by itself on a device and keeps, checks or compares what it answers.
+"""Runs every function of kernels/ptx.cuh by itself on a device and keeps, checks or compares what it answers; on one of
+compute capability 9.0 those of kernels/ptx_sm90.cuh too.
 
     python3 conform.py [--check] [--compare DIR] [--out DIR] [--store DIR] [--only NAME,NAME]
                        [--driver libcuda.so] [--module conform.fatbin]
@@ -10,9 +11,10 @@
     --store DIR    the same in small, to be kept as goldens: results that are as expected to the bit by their hash
                    alone, others compressed
     --driver       a library that answers as the NVIDIA driver: the machine's own, or target/emu/conform/libcuda.so
+    --module       the micro-kernels; beside it, in conform_sm90.fatbin, those for 9.0
 
 Status 0: all well; 1: something differs, and what is said; 3: there is no device. Needs Python 3.8 and nothing else.
-primitives.py has the list: inputs, expectations, rules.
+primitives.py and hopper.py have the list: inputs, expectations, rules.
 """
 
 import argparse
@@ -28,11 +30,15 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from floats import F16, F32, f32, is_nan, unpack  # noqa: E402
+from hopper import every_of_hopper  # noqa: E402
 from primitives import every  # noqa: E402
 
 GUARD = b"\x5a" * 256  # behind every output
 SHOWN = 6  # differences of a primitive that are written out
-SOURCES = ["kernels/conform.cu", "kernels/ptx.cuh", "../../kernels/ptx.cuh"]  # beside this in one place or the other
+HEADERS = ["ptx.cuh", "ptx_sm90.cuh"]
+SOURCES = ["kernels/conform.cu", "kernels/conform_sm90.cu"]  # and the headers, beside this in one place or the other
+SOURCES += [f"{folder}/{name}" for folder in ("kernels", "../../kernels") for name in HEADERS]
+WITHOUT_OPT_IN = 49152  # bytes of dynamic shared memory
 
 
 class NoDevice(Exception):
@@ -72,10 +78,18 @@ class Device:
             "capability": f"{attribute(75)}.{attribute(76)}",
             "driver": f"{version.value // 1000}.{version.value % 1000 // 10}",
         }
-        # The emulated device has the kernels inside; it wants an image, and looks at its first bytes alone.
-        image = b"//\0" if hasattr(self.cuda, "emu_set") else pathlib.Path(module).read_bytes()
-        self.module = ctypes.c_void_p()
-        self.call("cuModuleLoadData", ctypes.byref(self.module), image)
+        self.path, self.modules = module, {}
+
+    def module(self, only_on):
+        """The micro-kernels for every device, or those for one compute capability."""
+        if only_on not in self.modules:
+            stem = f"{self.path.stem}_sm{only_on.replace('.', '')}" if only_on else self.path.stem
+            path = self.path.with_name(stem + self.path.suffix)
+            # The emulated device has the kernels inside; it wants an image, and looks at its first bytes alone.
+            image = b"//\0" if hasattr(self.cuda, "emu_set") else path.read_bytes()
+            self.modules[only_on] = ctypes.c_void_p()
+            self.call("cuModuleLoadData", ctypes.byref(self.modules[only_on]), image)
+        return self.modules[only_on]
 
     def call(self, name, *arguments):
         result = getattr(self.cuda, name)(*arguments)
@@ -91,15 +105,32 @@ class Device:
         self.call("cuMemcpyHtoD_v2", address, data, ctypes.c_size_t(len(data)))
         return address
 
+    def map(self, taken, byte, sizes, pitches, box, swizzle):
+        """A map of a tensor of fp16, for bulk copies."""
+        place = ctypes.create_string_buffer(128 + 64)
+        skipped = -ctypes.addressof(place) % 64
+        map_ = (ctypes.c_char * 128).from_buffer(place, skipped)
+        rank = len(sizes)
+        self.call(
+            "cuTensorMapEncodeTiled", map_, 6, rank, ctypes.c_void_p(taken.value + byte),
+            (ctypes.c_uint64 * rank)(*sizes), (ctypes.c_uint64 * rank)(*pitches), (ctypes.c_uint32 * rank)(*box), (ctypes.c_uint32 * rank)(*[1] * rank),
+            0, 3 if swizzle else 0, 0, 0,
+        )  # fmt: skip
+        return map_
+
     def run(self, primitive):
         """What `out` holds when its kernel is done."""
         function = ctypes.c_void_p()
-        kernel = "conform_" + primitive.name
-        self.call("cuModuleGetFunction", ctypes.byref(function), self.module, kernel.encode())
+        kernel = primitive.kernel
+        self.call("cuModuleGetFunction", ctypes.byref(function), self.module(primitive.only_on), kernel.encode())
+        if primitive.shared > WITHOUT_OPT_IN:
+            self.call("cuFuncSetAttribute", function, 8, primitive.shared)
         taken = self.memory(primitive.data)
         out = self.memory(primitive.initial + GUARD)
-        arguments = [out, taken, ctypes.c_int(primitive.n)]
-        pointers = (ctypes.c_void_p * 3)(*(ctypes.cast(ctypes.byref(a), ctypes.c_void_p) for a in arguments))
+        arguments = [out, taken, ctypes.c_int(primitive.n), *(self.map(taken, *map_) for map_ in primitive.maps)]
+        pointers = (ctypes.c_void_p * len(arguments))(
+            *(ctypes.cast(ctypes.byref(a), ctypes.c_void_p) for a in arguments)
+        )
         self.call(
             "cuLaunchKernel", function, *primitive.grid, primitive.block, 1, 1, primitive.shared, None, pointers, None
         )
@@ -237,7 +268,7 @@ def main():
     parser.add_argument("--driver")
     parser.add_argument("--module", type=pathlib.Path, default=HERE / "conform.fatbin")
     options = parser.parse_args()
-    primitives = every()
+    primitives = every() + every_of_hopper()
     if options.only:
         names = options.only.split(",")
         unknown = set(names) - {primitive.name for primitive in primitives}
@@ -254,7 +285,10 @@ def main():
     if manifest:
         print(f"golden: {manifest['device']}, {manifest['capability']}, CUDA {manifest['driver']}")
     well, results = True, []
-    for primitive in primitives:
+    here = [primitive for primitive in primitives if primitive.only_on in (None, device.about["capability"])]
+    if len(here) < len(primitives):
+        print(f"left out, for this device lacks them: {', '.join(p.name for p in primitives if p not in here)}")
+    for primitive in here:
         try:
             result = device.run(primitive)
         except RuntimeError as error:

@@ -19,17 +19,23 @@ from floats import F16, F32, LEAST, NORMAL, Noise, f16, f32, f32_bits, nearest, 
 
 SEED = 20261124
 NAN = 0x7FFFFFFF
-ALL = []  # every Primitive, in the order of kernels/ptx.cuh
+ALL = []  # every Primitive for all devices, in the order of kernels/ptx.cuh
 
 
 class Primitive:
-    def __init__(self, name, rule, data, n, size, expect, launch=(24, 256, 0), initial=None):
+    def __init__(
+        self, name, rule, data, n, size, expect, launch=(24, 256, 0), initial=None, only_on=None, kernel=None, maps=()
+    ):  # fmt: skip
         self.name, self.rule, self.data, self.n, self.size = name, rule, data, n, size
+        self.kernel = "conform_" + (kernel or name)
+        self.only_on = only_on  # a compute capability, whose kernels are in a module of their own
+        self.maps = maps  # of tensors in `data`: (byte, sizes, pitches in bytes, box, whether swizzled)
         self.expected = functools.lru_cache(None)(expect)  # the bytes, or for `near` a list of (value, bound)
         grid, self.block, self.shared = launch
         self.grid = grid if isinstance(grid, tuple) else (grid, 1, 1)
         self.initial = initial if initial is not None else b"\xa5" * size  # what `out` holds before
-        ALL.append(self)
+        if only_on is None:
+            ALL.append(self)
 
 
 def noise(name):

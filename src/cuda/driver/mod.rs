@@ -24,6 +24,7 @@ use cudarc::driver::sys::CUresult;
 
 use crate::error::{Error, Result};
 
+pub(in crate::cuda) mod attributes;
 pub(crate) mod context;
 pub(crate) mod library;
 pub(crate) mod memory;

@@ -269,7 +269,8 @@ void bulk_dependents() {
                     c.right(graph, both);
                     CHECK(peek(c.y, 2)[0] == 1.0f && peek(c.y, 2)[1] == 2.0f + 1.875f); // 0x3f80 as fp16
                 } else {
-                    c.wrong(graph, "dependency wait missing or late", "dependent_bulk", {"which dependent_before"}, both);
+                    c.wrong(graph, "dependency wait missing or late", "dependent_bulk", {"which dependent_before"},
+                            both);
                 }
             }
         }
