@@ -400,7 +400,8 @@ void Async::touched(std::uintptr_t address, std::size_t bytes, Access access, co
     const auto at = static_cast<unsigned>(address - hot.shared);
     const unsigned granule = at / 16;
     unsigned char &flag = flags(granule);
-    const std::string here = std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
+    const std::string here =
+        std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
     if ((flag & BULK) != 0) {
         ex.fail(719, "race with a bulk copy", here + ", which is still under way: wait for its mbarrier first", pc);
     }
