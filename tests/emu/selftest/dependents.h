@@ -203,12 +203,17 @@ void dependents() {
                 c.early("dependent", c.x, c.y, EARLY_READ);
             });
         }
-        // So does the program; an event does not.
+        // So does the program, whatever else is under way; an event does not.
+        void *const own = c.s, *const other = stream();
         c.right(false, [&] {
+            c.s = other;
+            c.plain("dependent_before", c.z, c.in);
+            c.s = own;
             c.plain("dependent_before", c.x, c.in);
             OK("cuStreamSynchronize", c.s);
             c.early("dependent", c.y, c.x, EARLY_READ);
         });
+        OK("cuStreamSynchronize", other);
         void *event = nullptr;
         OK("cuEventCreate", &event, 2u);
         c.wrong(false, missing, "dependent", named, [&] {
@@ -217,7 +222,6 @@ void dependents() {
             c.early("dependent", c.y, c.x, EARLY_READ);
         });
         // What a wait for an event brings from another stream is over, what stands before in the own is not.
-        void *const own = c.s, *const other = stream();
         for (const bool from_other : {true, false}) {
             for (const bool graph : {false, true}) {
                 const auto fork = [&] {
