@@ -47,7 +47,8 @@ fn conform(seed: u32, arguments: &[&str]) -> Ended {
 const TOGETHER: &str = "shared_16_8,atomic_min_u64,atomic_add_u32,cp_async_16,cp_async_groups,block_barrier,\
     warp_barrier,shuffle_xor,shuffle,ballot,ldmatrix_x4,ldmatrix_x4_trans,product,swizzle_64,swizzle_128,mbarrier,\
     named_barrier,set_registers,grid_wait,tma_load_2d,tma_load_2d_plain,tma_load_3d,tma_load_3d_planes,\
-    tma_load_3d_plain,wgmma_16,wgmma_groups,wgmma_64,wgmma_80,wgmma_176,wgmma_208,wgmma_256";
+    tma_load_3d_plain,tma_load_2d_multicast,cluster_rank,wgmma_16,wgmma_groups,wgmma_64,wgmma_80,wgmma_176,wgmma_208,\
+    wgmma_256";
 
 #[test]
 fn every_primitive_answers_as_expected() {

@@ -29,17 +29,23 @@ fn finds_planted_faults_and_answers_as_a_driver() {
 #[test]
 #[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
 fn nvcc_takes_hoppers_primitives() {
+    nvcc_takes("tests/emu/selftest/kernels/hopper_sm90.cu", 20);
+    nvcc_takes("tests/emu/selftest/kernels/cluster_sm90.cu", 2);
+}
+
+/// A file of so many entries, for Hopper alone.
+fn nvcc_takes(source: &str, expected: usize) {
     let folder = tempfile::tempdir().unwrap();
     let mut build = Command::new("bash");
     build.arg("tests/conform/build").arg(folder.path().join("hopper.fatbin"));
-    build.env("SOURCE", "tests/emu/selftest/kernels/hopper_sm90.cu").env("REPORT", "1");
+    build.env("SOURCE", source).env("REPORT", "1");
     let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     let count = |part: &str| said.matches(part).count();
     assert!(output.status.success(), "{said}");
     let entries = count("Compiling entry function");
-    assert!(entries == 20 && count("for 'sm_90a'") == entries, "{said}");
+    assert!(entries == expected && count("for 'sm_90a'") == entries, "{said}");
     assert_eq!(
         count("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"),
         entries,

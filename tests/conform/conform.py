@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import pathlib
+import struct
 import sys
 import zlib
 
@@ -131,9 +132,11 @@ class Device:
         pointers = (ctypes.c_void_p * len(arguments))(
             *(ctypes.cast(ctypes.byref(a), ctypes.c_void_p) for a in arguments)
         )
-        self.call(
-            "cuLaunchKernel", function, *primitive.grid, primitive.block, 1, 1, primitive.shared, None, pointers, None
-        )
+        if primitive.cluster > 1:
+            self.launch_cluster(function, primitive, pointers)
+        else:
+            sizes = (*primitive.grid, primitive.block, 1, 1, primitive.shared)
+            self.call("cuLaunchKernel", function, *sizes, None, pointers, None)
         self.call("cuCtxSynchronize")
         result = ctypes.create_string_buffer(primitive.size + len(GUARD))
         self.call("cuMemcpyDtoH_v2", result, out, ctypes.c_size_t(len(result)))
@@ -142,6 +145,14 @@ class Device:
         if result.raw[primitive.size :] != GUARD:
             raise RuntimeError(f"{kernel} writes beyond its output")
         return result.raw[: primitive.size]
+
+
+    def launch_cluster(self, function, primitive, pointers):
+        # CUlaunchAttribute: 4, the cluster's dimension; CUlaunchConfig
+        attribute = ctypes.create_string_buffer(struct.pack("=I4x3I52x", 4, primitive.cluster, 1, 1))
+        sizes = (*primitive.grid, primitive.block, 1, 1, primitive.shared)
+        config = struct.pack("=7I4xQQI4x", *sizes, 0, ctypes.addressof(attribute), 1)
+        self.call("cuLaunchKernelEx", ctypes.create_string_buffer(config), function, pointers, None)
 
 
 # ------------------------------------------------------------------------------------------------ comparing

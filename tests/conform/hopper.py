@@ -129,6 +129,27 @@ def copies():
     boxes("tma_load_3d_plain", 3, deep, (32, 16, 4), False, corners)
 
 
+def clusters():
+    def ranks():
+        return pack("I", [block % 2 for block in range(6) for _ in range(64)])
+
+    own("cluster_rank", "bits", bytes(16), 0, 4 * 6 * 64, ranks, (6, 64, 0), cluster=2)
+
+    tensor = Tensor("tensor for two blocks", 100, 50, 1, 208, 50 * 208)
+    corners = [(0, 0, 64, 16), (64, 40, 0, 34), (3, -5, -8, 7), (0, 50, 20, 0), (100, 3, 99, 49)]
+    box = (64, BOX // 2 // 128, 1)
+
+    def both():
+        sent = b"".join(tensor.box((*to, 0), box, True) for corner in corners for to in (corner[:2], corner[2:]))
+        return sent * 2
+
+    own(
+        "tma_load_2d_multicast", "bits", pack("i", sum(corners, ())) + tensor.data, len(corners),
+        2 * BOX * len(corners), both, (2, 160, 2 * BOX + 1024 + 32),
+        maps=[(16 * len(corners), tensor.sizes[:2], tensor.pitches[:1], box[:2], True)], cluster=2,
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------------ wgmma
 
 THREADS = [(t // 32 * 16, t % 32 // 4, t % 4) for t in range(128)]  # a warp's first row, and a lane's g and t
@@ -212,6 +233,6 @@ def wgmma():
 def every_of_hopper():
     """All of them, made once."""
     if not HOPPER:
-        for make in (addresses, waiting, copies, wgmma):
+        for make in (addresses, waiting, copies, clusters, wgmma):
             make()
     return HOPPER

@@ -24,12 +24,14 @@ ALL = []  # every Primitive for all devices, in the order of kernels/ptx.cuh
 
 class Primitive:
     def __init__(
-        self, name, rule, data, n, size, expect, launch=(24, 256, 0), initial=None, only_on=None, kernel=None, maps=()
+        self, name, rule, data, n, size, expect, launch=(24, 256, 0), initial=None, only_on=None, kernel=None, maps=(),
+        cluster=1,
     ):  # fmt: skip
         self.name, self.rule, self.data, self.n, self.size = name, rule, data, n, size
         self.kernel = "conform_" + (kernel or name)
         self.only_on = only_on  # a compute capability, whose kernels are in a module of their own
         self.maps = maps  # of tensors in `data`: (byte, sizes, pitches in bytes, box, whether swizzled)
+        self.cluster = cluster  # blocks along x that run together
         self.expected = functools.lru_cache(None)(expect)  # the bytes, or for `near` a list of (value, bound)
         grid, self.block, self.shared = launch
         self.grid = grid if isinstance(grid, tuple) else (grid, 1, 1)

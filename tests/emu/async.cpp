@@ -82,7 +82,7 @@ void Async::begin() {
         WarpAsync &x = warps[w];
         x.clock = start;
         x.fenced = false;
-        x.multiplies = 0;
+        x.opened = x.multiplies = 0;
         x.pending.clear();
         x.sums.clear();
         x.registers_pc = nullptr;
@@ -96,7 +96,7 @@ void Async::block_barrier() {
     for (unsigned w = 0; w < ex.warp_count; w++) {
         all.join(warps[w].clock);
         if (ex.cluster > 1) { // other blocks know of no epochs here: steps tell them
-            all.of[ex.rank].steps[w] = ++ex.warps[w].step;
+            all.of[ex.rank].steps[w] = warps[w].opened = ++ex.warps[w].step;
         }
     }
     for (unsigned w = 0; w < ex.warp_count; w++) {
@@ -307,10 +307,20 @@ bool Executor::ordered_read(const Trace &c, const Moment &now) const {
     const unsigned me = now.thread / LANES;
     const std::uint32_t *steps = async->known().steps;
     if (c.reader >= SEVERAL) { // which ones is not known: those that this warp has heard of
-        return std::any_of(steps, steps + MAX_WARPS, [](std::uint32_t step) { return step != 0; });
+        return async->heard_since_barrier();
     }
     const unsigned warp = c.reader < ONE_WARP ? c.reader / LANES : c.reader & ~ONE_WARP;
     return warp != me && steps[warp] > c.read_step;
+}
+
+bool Async::heard_since_barrier() const {
+    const std::uint32_t *steps = known().steps;
+    for (unsigned w = 0; w < ex.warp_count; w++) {
+        if (steps[w] > warps[w].opened) {
+            return true;
+        }
+    }
+    return false;
 }
 
 bool Async::still_read(unsigned granule, unsigned *by) const {
@@ -390,7 +400,8 @@ void Async::touched(std::uintptr_t address, std::size_t bytes, Access access, co
     const auto at = static_cast<unsigned>(address - hot.shared);
     const unsigned granule = at / 16;
     unsigned char &flag = flags(granule);
-    const std::string here = std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
+    const std::string here =
+        std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
     if ((flag & BULK) != 0) {
         ex.fail(719, "race with a bulk copy", here + ", which is still under way: wait for its mbarrier first", pc);
     }

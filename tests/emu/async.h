@@ -83,6 +83,7 @@ struct Multiply { // a wgmma of a warp, issued
 struct WarpAsync {
     Known clock;
     std::uint32_t issued, group; // serials go on from block to block
+    std::uint32_t opened;        // its step when the block's barrier last opened, in a cluster
     bool fenced;                 // since the last commit
     unsigned registers, multiplies;
     const void *registers_pc;
@@ -142,6 +143,7 @@ struct Async {
     // Of a cell here, by the running thread of another block: whether it comes after the last write, the reads.
     bool told_of_write(const Cell &c) const;
     bool told_of_read(const Cell &c) const;
+    bool heard_since_barrier() const; // whether the running warp knows of something since this block's last barrier
     void issue(Thread *lanes);
     void wait(Thread *lanes, unsigned groups_left);
     void named_barrier(Thread *lanes, bool waits);

@@ -57,8 +57,11 @@ bool Async::told_of_write(const Cell &c) const {
 }
 
 bool Async::told_of_read(const Cell &c) const {
-    if (c.read_epoch < ex.first_epoch || c.reader == UNTRACKED || c.reader >= SEVERAL) { // which ones is not known
+    if (c.read_epoch < ex.first_epoch || c.reader == UNTRACKED) {
         return true;
+    }
+    if (c.reader >= SEVERAL) { // which ones is not known
+        return c.read_epoch != ex.epoch || heard_since_barrier();
     }
     return known().steps[c.reader < ONE_WARP ? c.reader / LANES : c.reader & ~ONE_WARP] > c.read_step;
 }
@@ -77,7 +80,7 @@ void open(Executor &first) {
                                        [](const Thread &t) { return t.waited; });
         for (unsigned w = 0; w < ex.warp_count; w++) {
             all.join(ex.async->warps[w].clock);
-            all.of[r].steps[w] = ++ex.warps[w].step;
+            all.of[r].steps[w] = ex.async->warps[w].opened = ++ex.warps[w].step;
         }
     }
     for (unsigned r = 0; r < first.cluster; r++) {

@@ -228,6 +228,52 @@ extern "C" __global__ void conform_tma_load_3d(
 }
 
 // -----------------------------------------------------------------------------------------------------------
+// Clusters of two blocks.
+
+// Blocks of any size. out: of each thread, which of its cluster its block is.
+extern "C" __global__ void conform_cluster_rank(unsigned *out, const unsigned *, int) {
+    out[block_x() * block_dim_x() + thread_x()] = static_cast<unsigned>(cluster_rank());
+    cluster_barrier();
+}
+
+// One cluster; blocks as of load_boxes, and shared memory too. in: for each of n boxes, which are of half a BOX, x and
+// y for either block. out: what lies in the first block, what lies in the second: each sends to both.
+extern "C" __global__ void conform_tma_load_2d_multicast(
+    vec16 *out, const int *in, int n, const __grid_constant__ TensorMap map) {
+    PTX_SMEM(unsigned char, smem);
+    unsigned char *stages = align_1024(smem);
+    Mbarrier *full = reinterpret_cast<Mbarrier *>(stages + 2 * BOX), *empty = full + 2;
+    const int rank = cluster_rank();
+    if (thread_x() == 0) {
+        for (int stage = 0; stage < 2; stage++) {
+            mbarrier_init(&full[stage], 1);
+            mbarrier_init(&empty[stage], 2 * 128);
+        }
+        fence_mbarrier_init();
+    }
+    cluster_barrier(); // the mbarriers are there for both
+    if (warp() == 4 && lane() == 0) {
+        for (int i = 0; i < n; i++) {
+            const int stage = i % 2, *corner = in + 4 * i + 2 * rank;
+            mbarrier_wait_cluster(&empty[stage], (i / 2 + 1) % 2);
+            mbarrier_arrive_expect(&full[stage], BOX);
+            tma_load_2d_multicast(stages + stage * BOX + rank * (BOX / 2), &map, corner[0], corner[1], &full[stage], 3);
+        }
+    } else if (warp() < 4) {
+        for (int i = 0; i < n; i++) {
+            const int stage = i % 2;
+            mbarrier_wait(&full[stage], i / 2 % 2);
+            for (int j = thread_x(); j < BOX / 16; j += 128) {
+                store_16(out + ((rank * n + i) * BOX / 16 + j), load_16(stages + stage * BOX + j * 16));
+            }
+            mbarrier_arrive_cluster(&empty[stage], 0);
+            mbarrier_arrive_cluster(&empty[stage], 1);
+        }
+    }
+    cluster_barrier(); // nobody arrives here any more
+}
+
+// -----------------------------------------------------------------------------------------------------------
 // wgmma. One block of 128 threads; 1024 bytes of shared memory beside the tiles.
 
 extern "C" __global__ void conform_wgmma_16(float *out, const vec16 *in, int) { multiply_all<16>(out, in); }

@@ -223,6 +223,7 @@ CUAPI cuDeviceGetAttribute(int *value, int attribute, CUdevice ordinal) {
         {97, c.shared_per_block},
         {106, c.blocks_per_processor},
         {111, 1024}, // shared bytes that the system keeps per block
+        {120, c.cc >= 90}, // clusters of blocks
     };
     const auto found = known.find(attribute);
     *value = found == known.end() ? 0 : found->second; // what is not modelled is not supported

@@ -91,10 +91,14 @@ CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, un
     c.shared_bytes = shared;
     c.programmatic = attributes.programmatic;
     c.cluster = attributes.cluster;
-    if (c.cluster.x * c.cluster.y * c.cluster.z != 1) {
-        return refuse(std::string(kernel.name) + ": clusters of more than one block", NOT_SUPPORTED);
+    const Dim &cluster = c.cluster;
+    if (cluster.y != 1 || cluster.z != 1 || cluster.x > (d.settings.cc < 90 ? 1 : emu::MAX_CLUSTER)) {
+        return refuse(std::string(kernel.name) + ": clusters of more than " +
+                          (d.settings.cc < 90 ? "one block, which need compute capability 9.0" : "two blocks in x"),
+                      NOT_SUPPORTED);
     }
-    const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}, {}};
+    emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}, {}};
+    probe.cluster = cluster.x;
     const std::string wrong = check_launch(probe);
     if (!wrong.empty()) {
         return refuse(std::string(kernel.name) + ": " + wrong);

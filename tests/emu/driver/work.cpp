@@ -47,7 +47,8 @@ void log_command(const char *event, const Command &c, int device, int stream, in
     case Command::Launch:
         fields += ",\"what\":\"launch\",\"kernel\":" + json(c.kernel->name) + ",\"grid\":" + dim(c.grid) +
                   ",\"block\":" + dim(c.block) + ",\"shared\":" + std::to_string(c.shared_bytes) +
-                  (c.programmatic ? ",\"programmatic\":true" : "");
+                  (c.programmatic ? ",\"programmatic\":true" : "") +
+                  (c.cluster.x > 1 ? ",\"cluster\":" + dim(c.cluster) : "");
         break;
     case Command::Copy:
         fields += std::string(",\"what\":\"copy\",\"kind\":\"") + direction(c) +
@@ -367,7 +368,7 @@ void Driver::perform_launch(Device *device, const Command &c, const Turn &turn) 
         }
     }
     const emu::Launch launch{c.kernel,      c.packed.data(), c.grid, c.block, c.shared_bytes,
-                             settings.seed, number, reach, beyond, history.unordered(turn), c.programmatic};
+                             settings.seed, number, reach, beyond, history.unordered(turn), c.programmatic, c.cluster.x};
     engine();
     for (Memory *memory : reach) {
         if (opened.insert(memory).second) {

@@ -493,6 +493,7 @@ void threads() {
 }
 
 #include "dependents.h"
+#include "clusters.h"
 #include "tensor_maps.h"
 
 // Ends by a signal; the parent looks at what it said.
@@ -509,7 +510,7 @@ const std::vector<std::pair<const char *, void (*)()>> PARTS = {
     {"two_devices", two_devices}, {"threads", threads},   {"host_touches", host_touches},
     {"tensor_maps", tensor_maps}, {"no_tensor_maps", no_tensor_maps},
     {"attributes", attributes},   {"dependents", dependents},
-    {"bulk_dependents", bulk_dependents},
+    {"bulk_dependents", bulk_dependents}, {"clusters", clusters},
 };
 
 // Runs one part in a child; its output and status.

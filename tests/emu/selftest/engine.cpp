@@ -98,11 +98,12 @@ struct Gemm {
         return true;
     }
 };
-#define GEMM_LAUNCH(kernel)                                                                             \
-    EMU_LAUNCH_SEED(seed, kernel, (2, 1), (256), GEMM_SHARED, g.d.get(), g.a.get(), g.b.get(), Gemm::N, \
-                    Gemm::K)
+#define GEMM_LAUNCH(kernel)                                                                        \
+    EMU_LAUNCH_CLUSTER_SEED(seed, kernel, cluster, (2, 1), (256), GEMM_SHARED, g.d.get(), g.a.get(), \
+                            g.b.get(), Gemm::N, Gemm::K)
 
-void gemms() {
+// What a block does by itself is the same in a cluster.
+void gemms(unsigned cluster) {
     Gemm g;
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
         g.d.poison();
@@ -131,17 +132,24 @@ void repeatable() {
     }
 }
 
-void blocks() {
+void blocks(unsigned cluster) {
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
         emu::Array<float> in(64, 1.0f), out(64, 0.0f);
+        reported("micro_read_and_replaced", seed,
+                 EMU_LAUNCH_CLUSTER_SEED(seed, micro_read_and_replaced, cluster, (2), (64), 64 * 4, out.get(),
+                                         in.get(), 64),
+                 "race in shared", MICRO);
         reported("micro_blocks_write", seed,
-                 EMU_LAUNCH_SEED(seed, micro_blocks_write, (4), (16), 0, out.get(), in.get(), 16),
+                 EMU_LAUNCH_CLUSTER_SEED(seed, micro_blocks_write, cluster, (4), (16), 0, out.get(), in.get(),
+                                         16),
                  "race in global", MICRO);
         reported("micro_blocks_read", seed,
-                 EMU_LAUNCH_SEED(seed, micro_blocks_read, (4), (16), 0, out.get(), in.get(), 64),
+                 EMU_LAUNCH_CLUSTER_SEED(seed, micro_blocks_read, cluster, (4), (16), 0, out.get(), in.get(),
+                                         64),
                  "race in global", MICRO);
         reported("micro_blocks_shift", seed,
-                 EMU_LAUNCH_SEED(seed, micro_blocks_shift, (4), (16), 0, out.get(), in.get(), 64),
+                 EMU_LAUNCH_CLUSTER_SEED(seed, micro_blocks_shift, cluster, (4), (16), 0, out.get(), in.get(),
+                                         64),
                  "race in global", MICRO);
     }
 }
@@ -210,7 +218,10 @@ int main() {
     for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
         right_ones(seed);
     }
-    gemms();
+    for (const unsigned cluster : {1u, 2u}) {
+        gemms(cluster);
+        blocks(cluster);
+    }
     REPORTED(micro_reverse_no_barrier, "race|uninitialised")
     REPORTED(micro_exchange_no_barrier, "race|uninitialised")
     REPORTED(micro_in_place_no_barrier, "race in global")
@@ -232,7 +243,6 @@ int main() {
                  EMU_LAUNCH_SEED(seed, micro_copy_beyond, (4), (32), 0, out.get(), in.get(), 100),
                  "out of bounds", MICRO);
     }
-    blocks();
     addresses();
     launches();
     repeatable();

@@ -122,6 +122,20 @@ extern "C" __global__ void micro_in_place_no_barrier(
     float *out, const float *in, int n) {
     reverse_in_place<false>(out, in, n);
 }
+// Several warps read what one thread then writes.
+extern "C" __global__ void micro_read_and_replaced(float *out, const float *in, int n) {
+    PTX_SMEM(float, buffer);
+    buffer[thread_x()] = 1.0f;
+    block_barrier();
+    const float first = buffer[0];
+    warp_barrier(); // for one of them
+    if (thread_x() == 40) {
+        buffer[0] = first + 1.0f;
+    }
+    if (block_x() == 0) {
+        out[thread_x()] = first;
+    }
+}
 // Blocks of one launch: two write the same place; one reads what another writes; one writes what another
 // read.
 extern "C" __global__ void micro_blocks_write(
