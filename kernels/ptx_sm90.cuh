@@ -12,6 +12,9 @@
 //                wgmma_commit, wgmma_wait done reading: only now
 //                mbarrier_arrive(empty)
 //
+// In a cluster of blocks a producer may send its tile to all of them; then `empty` counts the consumers of all: see
+// "Clusters" below.
+//
 // wgmma_* and set_registers_* are reached by all warps of a warp group (128 threads from a multiple of 128) in the same
 // order; sums are touched by nothing between wgmma_* and its wgmma_wait, and every group begins with a wgmma_fence.
 #pragma once
@@ -140,6 +143,76 @@ PTX_INLINE void tma_load_3d(void *to_shared, const TensorMap *map, int x, int y,
 }
 
 // -----------------------------------------------------------------------------------------------------------
+// Clusters: blocks that run together, here two, next to each other in x; what the launch says (cluster {2, 1, 1}), the
+// kernel knows as a constant. Each block has shared memory and mbarriers of its own, laid out alike: `at` and `to_shared`
+// are addresses in this block, and stand for the same bytes of another.
+//
+//     begin   mbarrier_init .., fence_mbarrier_init, cluster_barrier: only then may another block use the mbarriers
+//     a step  mbarrier_wait_cluster(empty)   the consumers of all blocks that the copy goes to are done with the stage
+//             mbarrier_arrive_expect(full)   the bytes that land in this block, whoever sends them
+//             tma_load_2d_multicast          counts at `full` in each block of the mask
+//     end     cluster_barrier: a block that returns takes with it the mbarriers that others still arrive at
+
+// The place of this block in its cluster: block_x() % 2.
+PTX_INLINE int cluster_rank() {
+#if defined(__CUDACC__)
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#else
+    return emu::cluster_rank();
+#endif
+}
+// Until all threads of all blocks of the cluster have come; what they wrote before is seen after.
+PTX_INLINE void cluster_barrier() {
+#if defined(__CUDACC__)
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+    emu::cluster_barrier();
+#endif
+}
+// mbarrier_arrive at the mbarrier of the same address in the block `rank`, which may be this one. Who waits for it calls
+// mbarrier_wait_cluster.
+PTX_INLINE void mbarrier_arrive_cluster(Mbarrier *at, int rank) {
+#if defined(__CUDACC__)
+    asm volatile("{ .reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(smem_address(at)),
+                 "r"(rank)
+                 : "memory");
+#else
+    emu::mbarrier_arrive_cluster(at, rank);
+#endif
+}
+// mbarrier_wait where other blocks arrive: sees what their threads did before.
+PTX_INLINE void mbarrier_wait_cluster(Mbarrier *at, int parity) {
+#if defined(__CUDACC__)
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "AGAIN%=: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN%=; }" ::"r"(smem_address(at)),
+        "r"(parity)
+        : "memory");
+#else
+    emu::mbarrier_wait_cluster(at, parity);
+#endif
+}
+// tma_load_2d into each block whose bit is set in `mask`: to the same address, counted at the mbarrier of the same
+// address.
+PTX_INLINE void tma_load_2d_multicast(void *to_shared, const TensorMap *map, int x, int y, Mbarrier *full,
+                                      unsigned short mask) {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3}], [%4], %5;"
+                 :
+                 : "r"(smem_address(to_shared)), "l"(map), "r"(x), "r"(y), "r"(smem_address(full)), "h"(mask)
+                 : "memory");
+#else
+    emu::tma_load_2d_multicast(to_shared, map, x, y, full, mask);
+#endif
+}
+
+// -----------------------------------------------------------------------------------------------------------
 // wgmma: D[64 x N] += A[64 x 16] . B[16 x N], fp16 in, f32 sums, by 128 threads. Warp w of the group holds rows
 // 16w..16w+16 of D, and of A when that is in registers, as mma_16816 does: d[4j..4j+4] are the d of columns 8j..8j+8.
 //
@@ -175,7 +248,15 @@ PTX_INLINE void wgmma_commit() {
     emu::wgmma_commit();
 #endif
 }
-// All but the newest GROUPS groups are done. `d`: the sums that are read next, which no compiler then reads before.
+// All but the newest GROUPS groups are done: what they read may be written again. Says nothing of sums.
+template <int GROUPS> PTX_INLINE void wgmma_wait() {
+#if defined(__CUDACC__)
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+#else
+    emu::wgmma_wait(GROUPS, nullptr);
+#endif
+}
+// The same. `d`: the sums that are read next, which no compiler then reads before.
 template <int GROUPS, int COUNT> PTX_INLINE void wgmma_wait(float (&d)[COUNT]) {
 #if defined(__CUDACC__)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
@@ -335,7 +416,9 @@ PTX_INLINE void named_arrive(int id, int threads) {
     emu::named_barrier(id, threads, false);
 #endif
 }
-// Until the launches before this one, in its stream, are done and their writes seen.
+// Until the launches before this one, in its stream, are done and their writes seen: by this thread, and by those that a
+// barrier orders after it. In each block of a programmatic launch (src/cuda/launch.rs) some thread must come here; in
+// another launch it does nothing.
 PTX_INLINE void grid_wait() {
 #if defined(__CUDACC__)
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -343,7 +426,8 @@ PTX_INLINE void grid_wait() {
     emu::grid_wait();
 #endif
 }
-// The launch after this one may begin.
+// The launch after this one may begin, once each block has a thread that came here or is done. It says nothing of what
+// this one wrote: that one's grid_wait does.
 PTX_INLINE void grid_launch_dependents() {
 #if defined(__CUDACC__)
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -45,7 +45,7 @@ impl Queries {
 const KEYS: usize = 112;
 
 const fn entry(name: &'static str, queries: Queries) -> Entry {
-    Entry { name, threads: 128, shared: ((queries.count() + 4 * KEYS) * HEAD_SIZE * 2) as u32 }
+    Entry::new(name, 128, ((queries.count() + 4 * KEYS) * HEAD_SIZE * 2) as u32)
 }
 
 /// Many queries, few queries.

@@ -362,13 +362,13 @@ impl Machine {
                     None => Input::All(&input.0),
                     Some(patches) => Input::WithoutClass(&input.0, *patches),
                 };
-                let layer = Layer { weight: weight.0, bias: bias.0.span };
+                let layer = Layer { weight: weight.0, bias: bias.0.span, norm: None };
                 let epilogue = match epilogue {
                     Epilogue::Bias { out } => linear::Epilogue::Bias(&out.0),
                     Epilogue::QuickGelu { out } => linear::Epilogue::QuickGelu(&out.0),
                     Epilogue::Gelu { out } => linear::Epilogue::Gelu(&out.0),
                     Epilogue::Residual { out, residual } => {
-                        linear::Epilogue::Residual { out: &out.0, residual: &residual.0 }
+                        linear::Epilogue::Residual { out: &out.0, residual: &residual.0, more: Default::default() }
                     }
                     Epilogue::Embed { out, positions, patches } => {
                         linear::Epilogue::Embed { out: &out.0, positions: &positions.0, patches: *patches }

@@ -28,7 +28,7 @@ parameters! {
 const THREADS: usize = 256;
 
 const fn entry(name: &'static str) -> Entry {
-    Entry { name, threads: THREADS as u32, shared: 0 }
+    Entry::new(name, THREADS as u32, 0)
 }
 
 /// By [`place`].

@@ -51,7 +51,7 @@ parameters! {
 }
 
 const fn entry(name: &'static str) -> Entry {
-    Entry { name, threads: 128, shared: 0 }
+    Entry::new(name, 128, 0)
 }
 
 /// By [`place`].

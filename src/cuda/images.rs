@@ -14,15 +14,17 @@ pub(crate) struct Image {
 #[repr(C, align(16))]
 struct Aligned<T>(T);
 
-/// The kernel files that are loaded, by stem.
+/// The kernel files that are loaded, by stem; those of `_sm90` on Hopper alone.
 pub(crate) const STEMS: &[&str] = &[
     "linear_sm80",
+    "linear_sm90",
     "attention_sm80",
     "layer_norm",
     "patches",
     "resize",
     "embed_tokens",
     "convert",
+    "fold",
     "verify",
 ];
 

@@ -8,14 +8,21 @@
 //! Threads per block and dynamic shared memory are a kernel's own, in its [`Entry`]; the grid is the
 //! launch's.
 //!
+//! # Launches that overlap
+//! A programmatic launch may begin before the launch before it in its stream is over, in a captured graph too. Its kernel
+//! says with `grid_wait` (`kernels/ptx_sm90.cuh`) from where on it needs that one; all it touches earlier must be what
+//! no launch writes meanwhile, back to the last one that is not programmatic. The emulated device holds kernels to it.
+//! Only devices of compute capability 9.0 and later take such launches.
+//!
 //! # Debugging
-//! `IMAGEHERE_CUDA_SYNC=1` waits after every launch, so that the error names the kernel that failed. Every
-//! launch is a `tracing` event of level TRACE.
+//! `IMAGEHERE_CUDA_SYNC=1` waits after every launch, so that the error names the kernel that failed; no launch is
+//! programmatic then. Every launch is a `tracing` event of level TRACE.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
+use super::driver::attributes::Attributes;
 use super::driver::library::calls::{cuLaunchKernel, cuStreamSynchronize};
 use super::driver::{Function, Module, Stream};
 use crate::error::{Error, Result};
@@ -29,6 +36,29 @@ pub(crate) struct Entry {
     pub(crate) threads: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub(crate) shared: u32,
+    /// The launch may begin before the one before it is over: the kernel has a `grid_wait`, the device allows it.
+    pub(crate) programmatic: bool,
+    /// Blocks of a cluster, along x; 1: there are none.
+    pub(crate) cluster: u32,
+}
+
+impl Entry {
+    /// Launches that wait for what stands before them, of blocks on their own.
+    pub(crate) const fn new(name: &'static str, threads: u32, shared: u32) -> Self {
+        Self { name, threads, shared, programmatic: false, cluster: 1 }
+    }
+
+    /// The same kernel, launched so that it may overlap with the launch before it.
+    #[allow(dead_code, reason = "for Hopper's kernels")]
+    pub(crate) const fn programmatic(self) -> Self {
+        Self { programmatic: true, ..self }
+    }
+
+    /// The same kernel, in clusters of so many blocks along x.
+    #[allow(dead_code, reason = "for Hopper's kernels")]
+    pub(crate) const fn cluster(self, blocks: u32) -> Self {
+        Self { cluster: blocks, ..self }
+    }
 }
 
 /// One parameter of a kernel, as Rust has it.
@@ -150,27 +180,35 @@ pub(crate) unsafe fn launch<P: Parameters>(
 ) -> Result<()> {
     const MOST: usize = 16;
     const { assert!(P::LAYOUT.len() <= MOST, "more parameters than there are places") };
-    let Entry { name, threads, shared } = kernel.entry;
+    let Entry { name, threads, shared, programmatic, cluster } = kernel.entry;
     let fits = grid[0] <= i32::MAX as usize && grid[1] <= 0xffff && grid[2] <= 0xffff;
     contract!(name, fits && !grid.contains(&0), "a grid of {grid:?} blocks");
+    let clusters = cluster > 0 && grid[0].is_multiple_of(cluster as usize);
+    contract!(name, clusters, "a grid of {grid:?} blocks in clusters of {cluster}");
     let [x, y, z] = grid.map(|blocks| blocks as u32);
     let base = std::ptr::from_ref(parameters).cast::<u8>();
     let mut addresses = [std::ptr::null_mut::<c_void>(); MOST];
     for (address, parameter) in addresses.iter_mut().zip(P::LAYOUT) {
         *address = base.wrapping_add(parameter.offset).cast_mut().cast();
     }
-    tracing::trace!(kernel = name, ?grid, threads, shared, "launch");
+    let programmatic = programmatic && !waits();
+    tracing::trace!(kernel = name, ?grid, threads, shared, programmatic, cluster, "launch");
     let raw = kernel.function.raw();
     // Asked before, so that the next call after the launch is the wait: it is the next call that gets the
     // error.
     let wait = waits() && !stream.is_capturing()?;
     let what = || format!("{name} in {x}x{y}x{z} blocks of {threads} threads");
+    let attributes = Attributes { programmatic, cluster };
+    let call = if attributes.any() { "cuLaunchKernelEx" } else { "cuLaunchKernel" };
     stream.run(
-        || format!("cuLaunchKernel of {}", what()),
+        || format!("{call} of {}", what()),
         // SAFETY: the parameters were compared with the kernel's when it was loaded, and are copied by the
         // call; the rest is the caller's promise.
         |stream| unsafe {
             let addresses = addresses.as_mut_ptr();
+            if attributes.any() {
+                return attributes.launch(raw, [x, y, z], threads, shared, stream, addresses);
+            }
             cuLaunchKernel(raw, x, y, z, threads, 1, 1, shared, stream, addresses, std::ptr::null_mut())
         },
     )?;

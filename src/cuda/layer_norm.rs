@@ -27,7 +27,7 @@ parameters! {
 /// Rows of a block, one a warp.
 const ROWS: usize = 4;
 
-pub(crate) const ENTRY: Entry = Entry { name: "layer_norm", threads: 32 * ROWS as u32, shared: 0 };
+pub(crate) const ENTRY: Entry = Entry::new("layer_norm", 32 * ROWS as u32, 0);
 
 /// A norm's weights on the device.
 #[derive(Clone, Copy, Debug)]

@@ -1,15 +1,19 @@
-//! Launches `kernels/linear_sm80.cu`: `out = epilogue(a · Wᵀ)`, every linear layer of tower and projector.
+//! Linear layers, `out = epilogue(a · Wᵀ)`: launches `kernels/linear_sm80.cu`, and on Hopper `linear_sm90.cu` ([`sm90`]).
 //!
-//! Two tiles, 128×128 and 64×64, give the same bits: [`choose_tile`] takes the one that is done first.
+//! Two portable tiles, 128×128 and 64×64, give the same bits: [`choose_tile`] takes the one that is done first. Layers
+//! that Hopper's kernels do not take (rows of no whole vectors) run in the portable ones there too.
 
 use std::sync::Arc;
 
 use half::f16;
 
+use self::sm90::LinearSm90;
 use super::driver::{DevicePtr, Module, Pod, Span, Stream, Zeroable};
-use super::launch::{Entry, Kernel, contract, int, launch, parameters};
+use super::launch::{Entry, Kernel, broken, contract, int, launch, parameters};
 use super::matrix::Matrix;
 use crate::error::Result;
+
+pub(crate) mod sm90;
 
 /// Where rows 0..`rows` of an image go, and how far apart; one block of a sequence (`SlotRows` in
 /// linear.cuh).
@@ -67,6 +71,22 @@ parameters! {
     }
 }
 
+/// Of 16 columns of a row: their mean, and the sum of squares about it (`RowPart` in linear_sm90.cuh).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowPart {
+    pub(crate) mean: f32,
+    pub(crate) squares: f32,
+}
+
+// SAFETY: numbers without padding.
+unsafe impl Zeroable for RowPart {}
+// SAFETY: as above.
+unsafe impl Pod for RowPart {}
+
+/// Columns of a [`RowPart`].
+pub(crate) const PART: usize = 16;
+
 /// A block's part of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tile {
@@ -96,12 +116,22 @@ pub(crate) enum Epilogue<'a> {
     /// `gelu(acc + bias)`, exact.
     Gelu(&'a Matrix),
     /// `acc + bias + residual`; the residual may be `out` itself.
-    Residual { out: &'a Matrix, residual: &'a Matrix },
+    Residual { out: &'a Matrix, residual: &'a Matrix, more: MoreOfResidual },
     /// `acc + position`, after a class row per image of `patches` rows; the layer's bias is the class
     /// embedding.
     Embed { out: &'a Matrix, positions: &'a Matrix, patches: usize },
     /// `acc + bias` to every slot of the row's image of `patches` rows.
     Scatter { table: &'a SlotTable, patches: usize },
+}
+
+/// What Hopper's kernel does besides adding a residual.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MoreOfResidual {
+    /// Leaves statistics of what it stored, `[rows of out, N / 16]`.
+    pub(crate) parts: Option<Span<RowPart>>,
+    /// Of every so many rows the first is not stored, the others close ranks; 0: all are stored. `out` is not the
+    /// residual then.
+    pub(crate) drop: usize,
 }
 
 impl Epilogue<'_> {
@@ -125,6 +155,18 @@ pub(crate) enum Input<'a> {
     All(&'a Matrix),
     /// Without the first, the class token's, of every `patches + 1`.
     WithoutClass(&'a Matrix, usize),
+    /// All of them as they are before a layer norm, and their statistics, `[M, K / 16]`: the layer has that norm
+    /// folded in. Hopper's kernels only.
+    BeforeNorm(&'a Matrix, Span<RowPart>),
+}
+
+impl<'a> Input<'a> {
+    /// Where the rows are.
+    const fn matrix(self) -> &'a Matrix {
+        match self {
+            Self::All(a) | Self::WithoutClass(a, _) | Self::BeforeNorm(a, _) => a,
+        }
+    }
 }
 
 /// A layer's weights on the device.
@@ -134,6 +176,17 @@ pub(crate) struct Layer {
     pub(crate) weight: Matrix,
     /// `[N]`
     pub(crate) bias: Span<f16>,
+    /// A layer norm that is folded in: `weight` is `γ ⊙ W` then (fold.cu).
+    pub(crate) norm: Option<FoldedNorm>,
+}
+
+/// What is left of a layer norm that a layer's weights have taken in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FoldedNorm {
+    /// Of the rounded `γ ⊙ W`, over K, `[N]`.
+    pub(crate) column_sums: Span<f32>,
+    /// `β Wᵀ + bias`, `[N]`
+    pub(crate) bias: Span<f32>,
 }
 
 /// Stages of the ring between global memory and the tensor cores, and their depth in K (linear.cuh).
@@ -141,7 +194,7 @@ const STAGES: u32 = 4;
 const DEPTH: u32 = 32;
 
 const fn entry(name: &'static str, tile: Tile) -> Entry {
-    Entry { name, threads: 128, shared: STAGES * 2 * tile.side() as u32 * DEPTH * 2 }
+    Entry::new(name, 128, STAGES * 2 * tile.side() as u32 * DEPTH * 2)
 }
 
 /// Every entry: by epilogue, in the order of [`Epilogue::index`]; large tile, small tile.
@@ -158,14 +211,18 @@ pub(crate) const ENTRIES: [[Entry; 2]; 6] = [
 #[derive(Debug)]
 pub(crate) struct Linear {
     kernels: Vec<[Kernel<LinearParameters>; 2]>, // by epilogue
+    pub(crate) sm90: Option<LinearSm90>,
 }
 
 impl Linear {
-    /// Finds all entries in linear_sm80's module.
-    pub(crate) fn load(module: &Arc<Module>) -> Result<Self> {
+    /// Finds all entries in linear_sm80's module, and in linear_sm90's on Hopper.
+    pub(crate) fn load(module: &Arc<Module>, sm90: Option<&Arc<Module>>) -> Result<Self> {
         let pair =
             |[large, small]: [Entry; 2]| Ok([Kernel::load(module, large)?, Kernel::load(module, small)?]);
-        Ok(Self { kernels: ENTRIES.into_iter().map(pair).collect::<Result<_>>()? })
+        Ok(Self {
+            kernels: ENTRIES.into_iter().map(pair).collect::<Result<_>>()?,
+            sm90: sm90.map(LinearSm90::load).transpose()?,
+        })
     }
 
     /// Enqueues a layer, in the tile that is done first on the stream's device.
@@ -176,12 +233,15 @@ impl Linear {
         layer: &Layer,
         epilogue: &Epilogue<'_>,
     ) -> Result<()> {
+        if let Some(sm90) = self.sm90.as_ref().filter(|_| LinearSm90::takes(input, layer, epilogue)) {
+            return sm90.enqueue(stream, input, layer, epilogue);
+        }
         let rows = input_rows(input);
         let tile = choose_tile(rows, layer.weight.rows, stream.context().multiprocessors() as usize);
         self.enqueue_in(stream, tile, input, layer, epilogue)
     }
 
-    /// Enqueues a layer in a given tile.
+    /// Enqueues a layer in a given portable tile.
     pub(crate) fn enqueue_in(
         &self,
         stream: &Stream,
@@ -191,7 +251,9 @@ impl Linear {
         epilogue: &Epilogue<'_>,
     ) -> Result<()> {
         let kernel = &self.kernels[epilogue.index()][usize::from(tile == Tile::Small)];
-        let args = arguments(kernel.name(), input, layer, epilogue)?;
+        let Arguments { linear: args, norm, parts_out, drop } = arguments(kernel.name(), input, layer, epilogue)?;
+        let more = norm.is_some() || parts_out.is_some() || drop > 0;
+        contract!(kernel.name(), !more, "norms, statistics and dropped rows are Hopper's");
         let tiles = input_rows(input).div_ceil(tile.side()) * layer.weight.rows.div_ceil(tile.side());
         if tiles == 0 {
             return Ok(());
@@ -204,15 +266,23 @@ impl Linear {
 /// Rows that go in after skipping.
 fn input_rows(input: Input<'_>) -> usize {
     match input {
-        Input::All(a) => a.rows,
+        Input::All(a) | Input::BeforeNorm(a, _) => a.rows,
         Input::WithoutClass(a, patches) => a.rows / (patches + 1) * patches,
     }
 }
 
-/// Checks the launch contract in the order of linear.cuh, and fills in the arguments.
-fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_>) -> Result<LinearArgs> {
+/// What a kernel is told: all of them, and Hopper's.
+struct Arguments {
+    linear: LinearArgs,
+    norm: Option<(Span<RowPart>, FoldedNorm)>,
+    parts_out: Option<Span<RowPart>>,
+    drop: usize,
+}
+
+/// Checks the launch contract in the order of linear.cuh, then of linear_sm90.cuh, and fills in the arguments.
+fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_>) -> Result<Arguments> {
     let (a, skip) = match input {
-        Input::All(a) => (a, None),
+        Input::All(a) | Input::BeforeNorm(a, _) => (a, None),
         Input::WithoutClass(a, patches) => (a, Some(patches)),
     };
     let (m, n, k) = (input_rows(input), layer.weight.rows, layer.weight.columns);
@@ -243,6 +313,20 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
         group: 1,
         a_skip: i32::from(skip.is_some()),
     };
+    let norm = match (input, layer.norm) {
+        (Input::BeforeNorm(_, parts), Some(norm)) => {
+            let folds = matches!(epilogue, Epilogue::Bias(_) | Epilogue::QuickGelu(_));
+            contract!(name, folds && k.is_multiple_of(PART), "a norm of {k} channels folded into {epilogue:?}");
+            let (needs, has) = (m * (k / PART), parts.len());
+            contract!(name, has >= needs && parts.ptr().is_aligned(8), "{has} statistics of {needs}");
+            let has = norm.column_sums.len().min(norm.bias.len());
+            contract!(name, has >= n, "{has} column sums and biases of {n}");
+            Some((parts, norm))
+        }
+        (Input::All(_) | Input::WithoutClass(..), None) => None,
+        _ => return Err(broken(name, format!("{input:?} into a layer with the norm {:?}", layer.norm))),
+    };
+    let (mut parts_out, mut drop) = (None, 0);
     let mut group = skip;
     let mut to = |out: &Matrix, rows: usize| {
         out.check(name, "out")?;
@@ -252,8 +336,11 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
     };
     match *epilogue {
         Epilogue::Bias(out) | Epilogue::QuickGelu(out) | Epilogue::Gelu(out) => to(out, m)?,
-        Epilogue::Residual { out, residual } => {
-            to(out, m)?;
+        Epilogue::Residual { out, residual, more } => {
+            drop = more.drop;
+            contract!(name, drop != 1 && (drop == 0 || m.is_multiple_of(drop)), "the first of {drop} of {m} rows");
+            let rows = m - m.checked_div(drop).unwrap_or(0);
+            to(out, rows)?;
             residual.check(name, "residual")?;
             contract!(name, (residual.rows, residual.columns) == (m, n), "residual is {residual:?}");
             let same = residual.span.ptr() == out.span.ptr();
@@ -262,6 +349,13 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
                 !same || residual.pitch == out.pitch,
                 "residual {residual:?} in place of {out:?}"
             );
+            contract!(name, !same || drop == 0, "rows of {residual:?} close ranks in place");
+            if let Some(parts) = more.parts {
+                let (needs, has) = (rows * (n / PART), parts.len());
+                contract!(name, n.is_multiple_of(PART), "statistics of {n} columns, {PART} at a time");
+                contract!(name, has >= needs && parts.ptr().is_aligned(8), "room for {has} statistics of {needs}");
+                parts_out = Some(parts);
+            }
             args.extra = residual.span.ptr();
             args.extra_pitch = int(name, "extra_pitch", residual.pitch)?;
         }
@@ -287,7 +381,7 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
         contract!(name, skip == group, "images of {skip} rows are read, of {group} written");
     }
     args.group = int(name, "group", group.unwrap_or(1))?;
-    Ok(args)
+    Ok(Arguments { linear: args, norm, parts_out, drop })
 }
 
 /// Chooses the tile that is done first: by the tiles that the busiest multiprocessor gets, and what one

@@ -38,6 +38,7 @@ pub(crate) mod blocks;
 pub(crate) mod convert;
 pub(crate) mod driver;
 pub(crate) mod embed_tokens;
+pub(crate) mod fold;
 pub(crate) mod images;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
@@ -68,6 +69,7 @@ use backend::CudaBackend;
 use convert::Convert;
 use driver::{Context, Module};
 use embed_tokens::EmbedTokens;
+use fold::Fold;
 use images::Image;
 use layer_norm::LayerNorm;
 use linear::Linear;
@@ -185,6 +187,7 @@ pub(crate) struct Kernels {
     pub(crate) resize: Resize,
     pub(crate) embed_tokens: EmbedTokens,
     pub(crate) convert: Convert,
+    pub(crate) fold: Fold,
     pub(crate) verify: Verify,
 }
 
@@ -196,14 +199,17 @@ impl Kernels {
                 image.ok_or_else(|| Error::Internal(format!("no image of the kernels in {name}.cu")))?;
             Module::load(context, name, image.bytes)
         };
+        let hopper = context.capability() == (9, 0);
+        let on_hopper = |name: &str| hopper.then(|| module(name)).transpose();
         Ok(Self {
-            linear: Linear::load(&module("linear_sm80")?)?,
+            linear: Linear::load(&module("linear_sm80")?, on_hopper("linear_sm90")?.as_ref())?,
             attention: Attention::load(&module("attention_sm80")?)?,
             layer_norm: LayerNorm::load(&module("layer_norm")?)?,
             patches: Patches::load(&module("patches")?)?,
             resize: Resize::load(&module("resize")?)?,
             embed_tokens: EmbedTokens::load(&module("embed_tokens")?)?,
             convert: Convert::load(&module("convert")?)?,
+            fold: Fold::load(&module("fold")?)?,
             verify: Verify::load(&module("verify")?)?,
         })
     }
@@ -212,8 +218,9 @@ impl Kernels {
 /// What each launch of each kernel has in common.
 pub(crate) fn entries() -> Vec<launch::Entry> {
     let mut entries = linear::ENTRIES.concat();
+    entries.extend(linear::sm90::VARIANTS.iter().map(|variant| variant.entry));
     entries.extend(attention::ENTRIES);
-    entries.extend([layer_norm::ENTRY, patches::ENTRY]);
+    entries.extend([layer_norm::ENTRY, patches::ENTRY, fold::ENTRY]);
     entries.extend(resize::ENTRIES);
     entries.extend(embed_tokens::ENTRIES);
     entries.extend(convert::ENTRIES);

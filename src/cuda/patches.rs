@@ -28,7 +28,7 @@ const PATCHES: usize = 8;
 /// Values of the table: one for each byte of each channel.
 pub(crate) const TABLE: usize = 3 * 256;
 
-pub(crate) const ENTRY: Entry = Entry { name: "patches", threads: 128, shared: 2 * TABLE as u32 };
+pub(crate) const ENTRY: Entry = Entry::new("patches", 128, 2 * TABLE as u32);
 
 /// The loaded kernel.
 #[derive(Debug)]

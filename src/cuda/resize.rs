@@ -129,8 +129,8 @@ const BYTES: usize = 512;
 
 /// Horizontal, vertical.
 pub(crate) const ENTRIES: [Entry; 2] = [
-    Entry { name: "resize_horizontal", threads: 128, shared: 0 },
-    Entry { name: "resize_vertical", threads: 128, shared: 0 },
+    Entry::new("resize_horizontal", 128, 0),
+    Entry::new("resize_vertical", 128, 0),
 ];
 
 /// The loaded kernels.

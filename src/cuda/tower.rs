@@ -16,7 +16,7 @@ use half::f16;
 
 use super::Kernels;
 use super::driver::{DeviceMemory, Stream};
-use super::linear::{Epilogue, Input, SlotTable};
+use super::linear::{Epilogue, Input, MoreOfResidual, SlotTable};
 use super::matrix::{Matrix, VECTOR};
 use super::weights::DeviceWeights;
 use crate::backend::Stage;
@@ -173,7 +173,7 @@ impl Tower<'_> {
         layer_norm.enqueue(stream, &hidden, &hidden, &weights.pre_norm)?;
         after(Stage::Embedded, &hidden)?;
 
-        let add_to_hidden = Epilogue::Residual { out: &hidden, residual: &hidden };
+        let add_to_hidden = Epilogue::Residual { out: &hidden, residual: &hidden, more: MoreOfResidual::default() };
         for (i, layer) in weights.layers.iter().enumerate() {
             layer_norm.enqueue(stream, &mixed, &hidden, &layer.norm1)?;
             linear.enqueue(stream, Input::All(&mixed), &layer.qkv, &Epilogue::Bias(&qkv))?;

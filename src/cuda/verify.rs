@@ -74,8 +74,8 @@ const WARPS: usize = 4;
 
 /// Rows, slots.
 pub(crate) const ENTRIES: [Entry; 2] = [
-    Entry { name: "verify_rows", threads: 32 * WARPS as u32, shared: 0 },
-    Entry { name: "verify_slots", threads: 32 * WARPS as u32, shared: 0 },
+    Entry::new("verify_rows", 32 * WARPS as u32, 0),
+    Entry::new("verify_slots", 32 * WARPS as u32, 0),
 ];
 
 /// The loaded kernels.

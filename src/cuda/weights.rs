@@ -149,6 +149,7 @@ impl<S> Arena<'_, S> {
         let patch_embedding = Layer {
             bias: self.vector("class_embedding", &weights.class_embedding, width)?,
             weight: self.matrix("patch_embedding", &weights.patch_embedding, width, config.patch_len())?,
+            norm: None,
         };
         let positions = self.matrix("position_embedding", &weights.position_embedding, tokens, width)?;
         let pre_norm = self.norm("pre_norm", &weights.pre_norm, width)?;
@@ -183,6 +184,7 @@ impl<S> Arena<'_, S> {
         Ok(Layer {
             weight: self.matrix(name, &layer.weight, n, k)?,
             bias: self.vector(name, &layer.bias, n)?,
+            norm: None,
         })
     }
 

@@ -18,8 +18,9 @@ namespace {
 
 unsigned my_warp() { return hot.self->index / LANES; }
 
-// Leaves the running thread until something was arrived at.
-void block(Op op, const void *argument, unsigned value, const void *pc) {
+} // namespace
+
+void sleep(Op op, const void *argument, unsigned value, const void *pc) {
     Thread *self = hot.self;
     Executor &ex = *hot.executor;
     Warp &w = ex.warp_of(*self);
@@ -44,15 +45,17 @@ void wake(Executor &ex) {
     }
 }
 
-} // namespace
-
-void Known::join(const Known &o) {
-    for (unsigned i = 0; i < MAX_WARPS; i++) {
-        steps[i] = std::max(steps[i], o.steps[i]);
-        retired[i] = std::max(retired[i], o.retired[i]);
-    }
-    for (unsigned i = 0; i < MAX_MBARRIERS; i++) {
-        phases[i] = std::max(phases[i], o.phases[i]);
+void Known::join(const Known &other) {
+    for (unsigned b = 0; b < hot.executor->cluster; b++) {
+        Block &mine = of[b];
+        const Block &o = other.of[b];
+        for (unsigned i = 0; i < MAX_WARPS; i++) {
+            mine.steps[i] = std::max(mine.steps[i], o.steps[i]);
+            mine.retired[i] = std::max(mine.retired[i], o.retired[i]);
+        }
+        for (unsigned i = 0; i < MAX_MBARRIERS; i++) {
+            mine.phases[i] = std::max(mine.phases[i], o.phases[i]);
+        }
     }
 }
 
@@ -70,8 +73,10 @@ void Async::begin() {
     std::memset(named, 0, sizeof named);
     std::memset(fence_epoch, 0, sizeof fence_epoch);
     Known start{};
-    for (unsigned w = 0; w < MAX_WARPS; w++) {
-        start.retired[w] = warps[w].issued;
+    for (unsigned b = 0; b < ex.cluster; b++) {
+        for (unsigned w = 0; w < MAX_WARPS; w++) {
+            start.of[b].retired[w] = ex.blocks[b]->async->warps[w].issued;
+        }
     }
     for (unsigned w = 0; w < ex.warp_count; w++) {
         WarpAsync &x = warps[w];
@@ -90,6 +95,9 @@ void Async::block_barrier() {
     Known all{};
     for (unsigned w = 0; w < ex.warp_count; w++) {
         all.join(warps[w].clock);
+        if (ex.cluster > 1) { // other blocks know of no epochs here: steps tell them
+            all.of[ex.rank].steps[w] = ++ex.warps[w].step;
+        }
     }
     for (unsigned w = 0; w < ex.warp_count; w++) {
         warps[w].clock = all;
@@ -116,6 +124,12 @@ void Async::check_end() {
             ex.fail(719, "exit with bulk copies in flight",
                     "nobody waited for those of the last phase of the mbarrier at " + byte(b.at), last_copy);
         }
+        if (b.remote > b.told) {
+            ex.fail(719, "cluster exit",
+                    "the block has returned, but nobody in it waited for another block's arrival at the mbarrier at " +
+                        byte(b.at) + ": a cluster_barrier must come last",
+                    b.remote_pc);
+        }
     }
     unsigned total = 0;
     const void *pc = nullptr;
@@ -139,6 +153,10 @@ void Async::check_end() {
 }
 
 std::string Async::waiting(const Thread &t) const {
+    if (t.op == Op::Cluster) {
+        return "at the cluster's barrier, to which " + std::to_string(ex.blocks[0]->at_cluster_barrier) + " of " +
+               std::to_string(ex.thread_count * ex.cluster) + " threads have come, at ";
+    }
     if (t.op == Op::Named) {
         return "at named barrier " + std::to_string(t.word.value) + ", to which " +
                std::to_string(named[t.word.value].come) + " of " + std::to_string(named[t.word.value].threads) +
@@ -164,9 +182,11 @@ Phases &Async::find(const void *at, const void *pc, unsigned *index) {
     for (unsigned i = 0; i < mbarriers.size(); i++) {
         Phases &b = mbarriers[i];
         if (b.at == offset && b.live) {
-            if (b.maker != hot.self->index && ex.epoch == b.made) {
-                ex.fail(719, "race in shared memory",
-                        "the mbarrier at " + byte(offset) + " was initialised by thread " +
+            const bool told = ex.remote() ? known().steps[b.maker / LANES] > b.made_step
+                                          : b.maker == hot.self->index || ex.epoch != b.made;
+            if (!told) {
+                ex.fail(719, ex.remote() ? "missing cluster_barrier" : "race in shared memory",
+                        "the mbarrier at " + byte(offset) + ex.whose() + " was initialised by thread " +
                             std::to_string(b.maker) + " with no barrier in between",
                         pc);
             }
@@ -176,18 +196,30 @@ Phases &Async::find(const void *at, const void *pc, unsigned *index) {
             return b;
         }
     }
-    ex.fail(719, "no mbarrier", "nothing was initialised at " + byte(offset), pc);
+    ex.fail(719, ex.remote() ? "missing cluster_barrier" : "no mbarrier",
+            "nothing was initialised at " + byte(offset) + ex.whose(), pc);
 }
 
-// What the running warp did so far is before the end of this phase.
-void Async::arrive(Phases &b) {
-    b.coming.join(warps[my_warp()].clock);
-    b.coming.steps[my_warp()] = ex.warps[my_warp()].step + 1u;
+// What the running warp, of this block or another, did so far is before the end of this phase.
+void Async::arrive(Phases &b, int bytes, const void *pc) {
+    if (b.missing == 0) {
+        ex.fail(719, "mbarrier overrun",
+                "more than " + std::to_string(b.arrivals) + " arrivals at " + byte(b.at) + ex.whose() + " in one phase",
+                pc);
+    }
+    const Executor &mine = *hot.executor;
+    b.coming.join(me().clock);
+    b.coming.of[mine.rank].steps[my_warp()] = mine.warps[my_warp()].step + 1u;
+    b.coming_waited |= hot.self->waited;
+    b.bytes += bytes;
+    b.missing--;
+    turn(b);
 }
 
 void Async::turn(Phases &b) {
     if (b.missing == 0 && b.bytes == 0) {
         b.over = b.coming;
+        b.over_waited = b.coming_waited;
         b.phase++;
         b.missing = b.arrivals;
         wake(ex);
@@ -203,11 +235,12 @@ void mbarrier_init(void *at, int arrivals) {
     b.arrivals = b.missing = arrivals;
     b.maker = hot.self->index;
     b.made = a.ex.epoch;
+    b.made_step = a.ex.warps[my_warp()].step;
     if (a.mbarriers.size() == MAX_MBARRIERS || arrivals < 1) {
         a.ex.fail(719, "no mbarrier", "more than the emulated device has, or of no arrivals", CALLER);
     }
     a.mbarriers.push_back(b);
-    flags(b.at / 16) |= MBARRIER;
+    a.flags(b.at / 16) |= MBARRIER;
 }
 
 void mbarrier_invalidate(void *at) {
@@ -223,35 +256,34 @@ void fence_mbarrier_init() {
 
 void mbarrier_arrive(void *at, int bytes) {
     Async &a = async();
-    Phases &b = a.find(at, CALLER);
-    if (b.missing == 0) {
-        a.ex.fail(719, "mbarrier overrun",
-                  "more than " + std::to_string(b.arrivals) + " arrivals at " + byte(b.at) + " in one phase", CALLER);
-    }
-    a.arrive(b);
-    b.bytes += bytes;
-    b.missing--;
-    a.turn(b);
+    const void *pc = CALLER;
+    a.arrive(a.find(at, pc), bytes, pc);
     a.maybe_progress();
 }
 
-void mbarrier_wait(void *at, int parity) {
-    Async &a = async();
-    const void *pc = CALLER;
-    a.maybe_progress();
+void Async::wait_phase(void *at, int parity, bool of_cluster, const void *pc) {
+    maybe_progress();
     for (;;) {
         unsigned index;
-        Phases &b = a.find(at, pc, &index);
+        Phases &b = find(at, pc, &index);
         if (b.phase % 2 != static_cast<unsigned>(parity & 1)) {
-            Known &mine = a.warps[my_warp()].clock;
+            if (b.remote != 0 && b.remote <= b.phase && !of_cluster) {
+                ex.fail(719, "missing mbarrier_wait_cluster",
+                        "an mbarrier_wait at " + byte(b.at) + ", where another block arrives", pc);
+            }
+            Known &mine = me().clock;
             mine.join(b.over);
-            mine.phases[index] = b.phase;
-            b.waited = b.phase;
+            mine.of[ex.rank].phases[index] = b.phase;
+            b.waited = b.told = b.phase;
+            hot.self->waited |= b.over_waited;
             return;
         }
-        block(Op::Mbarrier, at, static_cast<unsigned>(parity), pc);
+        sleep(Op::Mbarrier, at, static_cast<unsigned>(parity), pc);
     }
 }
+
+void mbarrier_wait(void *at, int parity) { async().wait_phase(at, parity, false, CALLER); }
+void mbarrier_wait_cluster(void *at, int parity) { async().wait_phase(at, parity, true, CALLER); }
 
 void fence_proxy_async() {
     Async &a = async();
@@ -265,7 +297,7 @@ void fence_proxy_async() {
 
 bool Executor::ordered_write(const Trace &c, const Moment &now) const {
     return async->used && !same_warp(c.writer, now.thread) &&
-           async->warps[now.thread / LANES].clock.steps[c.writer / LANES] > c.write_step;
+           async->known().steps[c.writer / LANES] > c.write_step;
 }
 
 bool Executor::ordered_read(const Trace &c, const Moment &now) const {
@@ -273,7 +305,7 @@ bool Executor::ordered_read(const Trace &c, const Moment &now) const {
         return false;
     }
     const unsigned me = now.thread / LANES;
-    const std::uint32_t *steps = async->warps[me].clock.steps;
+    const std::uint32_t *steps = async->known().steps;
     if (c.reader >= SEVERAL) { // which ones is not known: those that this warp has heard of
         return std::any_of(steps, steps + MAX_WARPS, [](std::uint32_t step) { return step != 0; });
     }
@@ -283,7 +315,7 @@ bool Executor::ordered_read(const Trace &c, const Moment &now) const {
 
 bool Async::still_read(unsigned granule, unsigned *by) const {
     for (unsigned w = 0; w < ex.warp_count; w++) {
-        if (read_by[granule * MAX_WARPS + w] > warps[my_warp()].clock.retired[w]) {
+        if (read_by[granule * MAX_WARPS + w] > known().retired[w]) {
             *by = w;
             return true;
         }
@@ -339,11 +371,12 @@ void Async::check_write(unsigned granule, const void *pc) {
     const Moment now = this_moment(pc);
     for (unsigned i = 0; i < 16 / CELL; i++) {
         Cell &c = ex.cells[granule * (16 / CELL) + i];
-        if (write_conflicts(c, now) && !ex.ordered_write(c, now)) {
-            shared_race(c, true, address, 16, Access::Write, pc);
+        const bool remote = ex.remote();
+        if (remote ? !told_of_write(c) : write_conflicts(c, now) && !ex.ordered_write(c, now)) {
+            shared_race(c, true, address, 16, Access::Write, pc, ex.whose());
         }
-        if (read_conflicts(c, now) && !ex.ordered_read(c, now)) {
-            shared_race(c, false, address, 16, Access::Write, pc);
+        if (remote ? !told_of_read(c) : read_conflicts(c, now) && !ex.ordered_read(c, now)) {
+            shared_race(c, false, address, 16, Access::Write, pc, ex.whose());
         }
         check_generic(c, "a bulk copy writes", pc);
         c.write_epoch = ex.epoch;
@@ -352,12 +385,12 @@ void Async::check_write(unsigned granule, const void *pc) {
     }
 }
 
-// An access where a flag is set. Of the hooks, and of the two above.
+// An access where a flag is set. Of the hooks, and of the two above. The address is of the running thread's window.
 void Async::touched(std::uintptr_t address, std::size_t bytes, Access access, const void *pc) {
     const auto at = static_cast<unsigned>(address - hot.shared);
     const unsigned granule = at / 16;
     unsigned char &flag = flags(granule);
-    const std::string here = std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at);
+    const std::string here = std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
     if ((flag & BULK) != 0) {
         ex.fail(719, "race with a bulk copy", here + ", which is still under way: wait for its mbarrier first", pc);
     }
@@ -368,7 +401,7 @@ void Async::touched(std::uintptr_t address, std::size_t bytes, Access access, co
             }
         }
     }
-    if ((flag & LANDED) != 0 && warps[my_warp()].clock.phases[landed_by[granule]] <= landed_phase[granule]) {
+    if ((flag & LANDED) != 0 && known().phases[landed_by[granule]] <= landed_phase[granule]) {
         ex.fail(719, "race with a bulk copy",
                 here + ", which came in a phase of the mbarrier at " + byte(mbarriers[landed_by[granule]].at) +
                     " that this warp has not waited for",
@@ -406,9 +439,11 @@ void Async::named_barrier(Thread *lanes, bool waits) {
     b.threads = threads;
     b.come += LANES;
     b.coming.join(warps[warp].clock);
-    b.coming.steps[warp] = ++ex.warps[warp].step;
+    b.coming.of[ex.rank].steps[warp] = ++ex.warps[warp].step;
+    b.coming_waited |= std::any_of(lanes, lanes + LANES, [](const Thread &t) { return t.waited; });
     if (b.come >= threads) {
         b.over = b.coming;
+        b.over_waited = b.coming_waited;
         b.come = 0;
         b.opened++;
         wake(ex);
@@ -423,10 +458,11 @@ void named_barrier(int id, int threads, bool waits) {
     collect(self, waits ? Op::Named : Op::NamedArrive, pc);
     const std::uint32_t mine = self->word.argument;
     while (waits && a.named[id].opened == mine) {
-        block(Op::Named, nullptr, static_cast<unsigned>(id), pc);
+        sleep(Op::Named, nullptr, static_cast<unsigned>(id), pc);
     }
     if (waits) {
         a.warps[my_warp()].clock.join(a.named[id].over);
+        self->waited |= a.named[id].over_waited;
     }
 }
 
@@ -436,7 +472,9 @@ void set_registers(int count, bool more) {
     collect(hot.self, Op::SetRegisters, CALLER);
 }
 
-void grid_wait() {}
+// The launches before this one are over already: what is kept is who knows of it. A dependent of this one is taken to
+// begin as early as it can, whenever this one allows it.
+void grid_wait() { hot.self->waited = true; }
 void grid_launch_dependents() {}
 
 void perform_async(Op op, Thread *lanes) {

@@ -11,6 +11,8 @@
 //     retired   the last wgmma that each warp has waited for: only then may its operands be written
 //     phases    of each mbarrier that are known to be over: only then may what they brought be read
 //
+// All three of each block of the cluster, for what one block's copies write in another.
+//
 // A lane's arrival hands on what its warp did in the same step, a little more than it should: lanes that still read are
 // then not seen. Named barriers are of whole warps, and exact.
 #pragma once
@@ -27,8 +29,10 @@ namespace emu {
 constexpr unsigned MAX_WARPS = MAX_THREADS / LANES, MAX_MBARRIERS = 64;
 
 struct Known {
-    std::uint32_t steps[MAX_WARPS], retired[MAX_WARPS], phases[MAX_MBARRIERS];
-    void join(const Known &other);
+    struct Block {
+        std::uint32_t steps[MAX_WARPS], retired[MAX_WARPS], phases[MAX_MBARRIERS];
+    } of[MAX_CLUSTER];
+    void join(const Known &other); // of the blocks that there are
 };
 
 struct Phases {         // an mbarrier
@@ -39,19 +43,24 @@ struct Phases {         // an mbarrier
     std::uint32_t phase, waited, filled; // phases over; of those, somebody saw; the last that a copy belonged to, + 1
     unsigned maker;     // the thread that initialised it
     bool fenced;
-    std::uint32_t made; // the epoch
+    std::uint32_t made, made_step; // the epoch, its warp's step
+    std::uint32_t remote, told; // the last phase that another block arrived in, + 1; those that a thread here knows of
+    const void *remote_pc;
+    bool coming_waited, over_waited; // some of those who came had passed grid_wait
     Known coming, over;
 };
 
 struct Named {
     unsigned threads, come;
     std::uint32_t opened;
+    bool coming_waited, over_waited;
     Known coming, over;
 };
 
 struct BulkCopy {
     std::vector<unsigned char> bytes; // as they were when it was issued
     unsigned to, mbarrier;
+    bool waited; // whoever issued it had passed grid_wait
     const void *pc;
 };
 
@@ -107,7 +116,8 @@ struct Async {
 
     explicit Async(Executor &e) : ex(e) {}
     void begin(); // the first use in a block
-    bool progress(); // lands a copy; false: there is none
+    bool progress(); // lands a copy, in any block of the cluster; false: there is none
+    bool land();     // one of this block's
     void maybe_progress();
     void block_barrier();
     void check_exit(const Thread &self);
@@ -115,8 +125,13 @@ struct Async {
     std::string waiting(const Thread &t) const;
 
     Phases &find(const void *at, const void *pc, unsigned *index = nullptr);
-    void arrive(Phases &b);
+    void arrive(Phases &b, int bytes, const void *pc);
     void turn(Phases &b);
+    void wait_phase(void *at, int parity, bool of_cluster, const void *pc);
+    // The running thread's warp, and what it knows of this block.
+    WarpAsync &me() const { return hot.executor->async->warps[hot.self->index / LANES]; }
+    const Known::Block &known() const { return me().clock.of[ex.rank]; }
+    unsigned char &flags(unsigned granule) const { return ex.in_flight[granule]; }
     // A reader that is no ordinary load: the tensor core. A writer that is no store: a copy.
     std::uintptr_t check_place(unsigned granule, const char *who, Access access, const void *pc);
     void check_read(unsigned granule, std::uint32_t serial, const void *pc);
@@ -124,6 +139,9 @@ struct Async {
     void check_generic(const Cell &c, const char *who, const void *pc);
     void touched(std::uintptr_t address, std::size_t bytes, Access access, const void *pc);
     bool still_read(unsigned granule, unsigned *by) const;
+    // Of a cell here, by the running thread of another block: whether it comes after the last write, the reads.
+    bool told_of_write(const Cell &c) const;
+    bool told_of_read(const Cell &c) const;
     void issue(Thread *lanes);
     void wait(Thread *lanes, unsigned groups_left);
     void named_barrier(Thread *lanes, bool waits);
@@ -138,8 +156,13 @@ inline Async &async() {
     }
     return a;
 }
-inline unsigned char &flags(unsigned granule) { return hot.executor->in_flight[granule]; }
 inline std::string byte(unsigned at) { return "shared byte " + std::to_string(at); }
+
+// Leaves the running thread until something was arrived at: for wake(), or for nothing.
+void sleep(Op op, const void *argument, unsigned value, const void *pc);
+void wake(Executor &ex);
+// A block of the running cluster. `what` is done to it.
+Async &block_of_cluster(unsigned rank, const char *what, const void *pc);
 
 // What a warp does together, when it is complete.
 void perform_async(Op op, Thread *lanes);

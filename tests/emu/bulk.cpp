@@ -66,10 +66,19 @@ void tma_prefetch(const void *map) {
 namespace {
 
 // A copy of a box whose first element is at `corner`, of as many dimensions as the call names.
+// Into the blocks whose bits are in the mask.
 void load_box(void *to_shared, const void *opaque, const std::int64_t (&corner)[3], unsigned rank, void *mbarrier,
-              const void *pc) {
+              const void *pc, unsigned mask) {
     Async &a = async();
     Executor &ex = a.ex;
+    Async *blocks[MAX_CLUSTER];
+    unsigned count = 0;
+    for (unsigned r = 0; mask >> r != 0; r++) {
+        if ((mask >> r & 1) != 0) {
+            blocks[count] = &block_of_cluster(r, "a bulk copy goes to", pc);
+            count++;
+        }
+    }
     EncodedMap map;
     std::memcpy(&map, opaque, sizeof map);
     if (map.magic != TENSOR_MAP_MAGIC || reinterpret_cast<std::uintptr_t>(opaque) % 64 != 0) {
@@ -84,18 +93,25 @@ void load_box(void *to_shared, const void *opaque, const std::int64_t (&corner)[
         ex.fail(716, "misaligned address",
                 "a bulk copy to " + byte(to) + ": tiles begin at multiples of 128, of 1024 with the swizzle", pc);
     }
-    BulkCopy copy{{}, to, 0, pc};
-    if (!a.find(mbarrier, pc, &copy.mbarrier).fenced) {
-        ex.fail(719, "missing proxy fence", "a bulk copy counts at an mbarrier that no fence_mbarrier_init followed",
-                pc);
+    unsigned counters[MAX_CLUSTER];
+    for (unsigned i = 0; i < count; i++) {
+        if (!blocks[i]->find(mbarrier, pc, &counters[i]).fenced) {
+            ex.fail(719, "missing proxy fence",
+                    "a bulk copy counts at an mbarrier" + blocks[i]->ex.whose() +
+                        " that no fence_mbarrier_init followed",
+                    pc);
+        }
     }
+    BulkCopy copy{{}, to, 0, hot.self->waited, pc};
     const unsigned row_bytes = map.box[0] * 2u, planes = rank > 2 ? map.box[2] : 1, rows = map.box[1] * planes;
     copy.bytes.resize(row_bytes * rows);
     if (map.swizzle_128 && copy.bytes.size() % 128 != 0) {
         ex.fail(719, "no tensor map", "the emulated device swizzles boxes of whole 128 bytes", pc);
     }
-    for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
-        a.check_write(g, pc);
+    for (unsigned i = 0; i < count; i++) {
+        for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
+            blocks[i]->check_write(g, pc);
+        }
     }
     const std::int64_t x = corner[0], width = std::int64_t{map.last[0]} + 1;
     const std::int64_t from = std::max<std::int64_t>(x, 0), end = std::min(x + map.box[0], width);
@@ -112,31 +128,48 @@ void load_box(void *to_shared, const void *opaque, const std::int64_t (&corner)[
         check_global(source, static_cast<int>(bytes), 2, Access::Read, pc);
         std::memcpy(&copy.bytes[r * row_bytes + static_cast<std::size_t>(from - x) * 2], source, bytes);
     }
-    for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
-        flags(g) |= BULK;
-    }
-    poison(to_shared, copy.bytes.size());
     if (map.swizzle_128) { // the 16 bytes c of a row of 128 lie at c ^ row % 8, by the address's own bits
         std::vector<unsigned char> plain = copy.bytes;
         for (unsigned at = 0; at < copy.bytes.size(); at += 16) {
             std::memcpy(&copy.bytes[at ^ (at >> 7 & 7) << 4], &plain[at], 16);
         }
     }
-    a.last_copy = pc;
-    a.copies.push_back(std::move(copy));
+    for (unsigned i = 0; i < count; i++) {
+        Async &there = *blocks[i];
+        for (unsigned g = to / 16; g < (to + copy.bytes.size()) / 16; g++) {
+            there.flags(g) |= BULK;
+        }
+        poison(there.ex.shared + to, copy.bytes.size());
+        there.last_copy = pc;
+        copy.mbarrier = counters[i];
+        there.copies.push_back(i + 1 < count ? copy : std::move(copy));
+    }
     a.maybe_progress();
 }
 
 } // namespace
 
 void tma_load_2d(void *to_shared, const void *map, int x, int y, void *mbarrier) {
-    load_box(to_shared, map, {x, y, 0}, 2, mbarrier, CALLER);
+    load_box(to_shared, map, {x, y, 0}, 2, mbarrier, CALLER, 1u << hot.executor->rank);
 }
 void tma_load_3d(void *to_shared, const void *map, int x, int y, int z, void *mbarrier) {
-    load_box(to_shared, map, {x, y, z}, 3, mbarrier, CALLER);
+    load_box(to_shared, map, {x, y, z}, 3, mbarrier, CALLER, 1u << hot.executor->rank);
+}
+void tma_load_2d_multicast(void *to_shared, const void *map, int x, int y, void *mbarrier, unsigned mask) {
+    load_box(to_shared, map, {x, y, 0}, 2, mbarrier, CALLER, mask);
 }
 
 bool Async::progress() {
+    const unsigned from = ex.cluster > 1 ? ex.random.below(ex.cluster) : 0;
+    for (unsigned i = 0; i < ex.cluster; i++) {
+        if (ex.blocks[(from + i) % ex.cluster]->async->land()) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool Async::land() {
     if (!used || copies.empty()) {
         return false;
     }
@@ -151,6 +184,7 @@ bool Async::progress() {
     }
     b.bytes -= static_cast<std::int64_t>(copy.bytes.size());
     b.filled = b.phase + 1;
+    b.coming_waited |= copy.waited;
     copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(which));
     turn(b);
     return true;

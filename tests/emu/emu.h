@@ -66,6 +66,11 @@ void fence_proxy_async();
 void tma_prefetch(const void *map);
 void tma_load_2d(void *to_shared, const void *map, int x, int y, void *mbarrier);
 void tma_load_3d(void *to_shared, const void *map, int x, int y, int z, void *mbarrier);
+__attribute__((const)) int cluster_rank(); // clusters: cluster.cpp
+void cluster_barrier();
+void mbarrier_arrive_cluster(void *at, int rank);
+void mbarrier_wait_cluster(void *at, int parity);
+void tma_load_2d_multicast(void *to_shared, const void *map, int x, int y, void *mbarrier, unsigned mask);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups_left, float *d);

@@ -67,7 +67,7 @@ const char *op_name(Op op) {
     static const char *const names[] = {
         "nothing",     "warp_barrier", "shuffle",      "shuffle_xor",    "ballot",          "ldmatrix_x4",
         "ldmatrix_x4_trans", "mma_16816", "wgmma_fence", "wgmma",        "wgmma_commit",    "wgmma_wait",
-        "named_barrier", "named_arrive", "set_registers", "mbarrier_wait"};
+        "named_barrier", "named_arrive", "set_registers", "mbarrier_wait", "cluster_barrier"};
     return names[static_cast<int>(op)];
 }
 
@@ -107,6 +107,11 @@ std::string check_launch(const Launch &l) {
                       MAX_SHARED);
         return text;
     }
+    if (l.cluster < 1 || l.cluster > MAX_CLUSTER || l.grid.x % l.cluster != 0) {
+        std::snprintf(text, sizeof text, "clusters of %u blocks, %u in x: 1 or 2, and a divisor", l.cluster,
+                      l.grid.x);
+        return text;
+    }
     return "";
 }
 
@@ -117,57 +122,91 @@ const Unordered *find_unordered(const std::vector<Unordered> &all, std::uint32_t
 }
 
 bool Executor::run(const Launch &l) {
-    launch = &l;
     fault = Fault{};
-    thread_count = l.block.x;
-    warp_count = (thread_count + LANES - 1) / LANES;
+    blocks[0] = this;
+    for (unsigned r = 1; r < l.cluster; r++) {
+        if (!others_[r - 1]) {
+            others_[r - 1] = std::make_unique<Executor>();
+        }
+        blocks[r] = others_[r - 1].get();
+    }
+    launch_epoch = epoch + 1;
+    for (unsigned r = 0; r < l.cluster; r++) {
+        Executor &ex = *blocks[r];
+        for (unsigned i = 0; i < l.cluster; i++) {
+            ex.blocks[i] = blocks[i];
+        }
+        ex.rank = r;
+        ex.launch_epoch = launch_epoch;
+        ex.prepare(l);
+    }
 
-    // All blocks, each once, from a drawn start with a drawn stride that shares no factor with their number.
-    const std::uint64_t blocks = std::uint64_t(l.grid.x) * l.grid.y * l.grid.z;
+    // All clusters, each once, from a drawn start with a drawn stride that shares no factor with their number.
+    const std::uint64_t clusters = std::uint64_t(l.grid.x) * l.grid.y * l.grid.z / cluster;
     Random order{l.seed * 0x2545f4914f6cdd1dull + l.number};
-    std::uint64_t at = l.seed == 0 ? 0 : order.next() % blocks;
-    std::uint64_t stride = l.seed == 0 ? 1 : 1 + order.next() % blocks;
-    while (std::gcd(stride, blocks) != 1) {
+    std::uint64_t at = l.seed == 0 ? 0 : order.next() % clusters;
+    std::uint64_t stride = l.seed == 0 ? 1 : 1 + order.next() % clusters;
+    while (std::gcd(stride, clusters) != 1) {
         stride++;
     }
     const Hot before = hot;
     hot = Hot{};
-    hot.executor = this;
-    hot.shared = reinterpret_cast<std::uintptr_t>(shared);
     hot.shared_bytes = l.shared_bytes;
-    hot.stacks = reinterpret_cast<std::uintptr_t>(stacks_);
     hot.stacks_bytes = MAX_THREADS * STACK;
-    hot.in_flight = in_flight.data();
-    launch_epoch = epoch + 1;
-    unordered_from = l.unordered.empty() ? launch_epoch : l.unordered.front().first;
+    hidden_readers.clear();
     blocks_begun.clear();
     bool good = true;
-    for (std::uint64_t i = 0; i < blocks && good; i++) {
-        blocks_begun.emplace_back(epoch + 1, at);
-        block_index = block_of(epoch + 1);
-        random.state = (l.seed + 1) * 0x9e3779b97f4a7c15ull ^ l.number << 40 ^ at;
-        good = run_block();
-        at = (at + stride) % blocks;
+    for (std::uint64_t i = 0; i < clusters && good; i++) {
+        const std::uint32_t first = (epoch + cluster) / cluster * cluster;
+        blocks_begun.emplace_back(first, at * cluster);
+        for (unsigned r = 0; r < cluster; r++) {
+            Executor &ex = *blocks[r];
+            ex.epoch = ex.first_epoch = first + r;
+            ex.block_index = block_of(first + r);
+            ex.random.state = (l.seed + 1) * 0x9e3779b97f4a7c15ull ^ l.number << 40 ^ (at * cluster + r);
+            ex.begin_block();
+        }
+        good = run_blocks();
+        for (unsigned r = 1; r < cluster; r++) {
+            epoch = std::max(epoch, blocks[r]->epoch);
+        }
+        at = (at + stride) % clusters;
     }
     hot = before;
     launch = nullptr;
     return good;
 }
 
+void Executor::prepare(const Launch &l) {
+    launch = &l;
+    cluster = l.cluster;
+    thread_count = l.block.x;
+    warp_count = (thread_count + LANES - 1) / LANES;
+    unordered_from = l.unordered.empty() ? launch_epoch : l.unordered.front().first;
+    ordered_once_waited = std::all_of(l.unordered.begin(), l.unordered.end(),
+                                      [](const Unordered &u) { return u.until_wait; });
+}
+
+void Executor::enter() {
+    hot.executor = this;
+    hot.shared = reinterpret_cast<std::uintptr_t>(shared);
+    hot.stacks = reinterpret_cast<std::uintptr_t>(stacks_);
+    hot.in_flight = in_flight.data();
+}
+
 Dim Executor::block_of(std::uint32_t when) const {
-    const auto next =
-        std::upper_bound(blocks_begun.begin(), blocks_begun.end(), std::make_pair(when, ~std::uint64_t{0}));
-    const std::uint64_t number = std::prev(next)->second;
+    const auto &begun = blocks[0]->blocks_begun;
+    const auto last = std::prev(std::upper_bound(begun.begin(), begun.end(), std::make_pair(when, ~std::uint64_t{0})));
+    const std::uint64_t number = last->second + (when - last->first) % cluster;
     const Dim &grid = launch->grid;
     return Dim{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
                static_cast<unsigned>(number / grid.x / grid.y)};
 }
 
-bool Executor::run_block() {
+void Executor::begin_block() {
     poison(shared, launch->shared_bytes);
     std::fill_n(in_flight.begin(), launch->shared_bytes / 16 + 1, 0);
-    first_epoch = ++epoch;
-    preempt_style = static_cast<int>(random.below(3));
+    preempt_style = rank == 0 ? static_cast<int>(random.below(3)) : blocks[0]->preempt_style;
     const unsigned lane_style = random.below(3);
     for (unsigned w = 0; w < warp_count; w++) {
         const unsigned lanes = std::min<unsigned>(LANES, thread_count - w * LANES);
@@ -178,6 +217,7 @@ bool Executor::run_block() {
         Thread &thread = threads[t];
         thread.index = t;
         thread.state = State::Ready;
+        thread.waited = !launch->programmatic;
         thread.op = Op::None;
         thread.pc = nullptr;
         thread.group = thread.landed = 0;
@@ -187,14 +227,22 @@ bool Executor::run_block() {
     }
     async->used = false;
     at_barrier = done = 0;
+}
+
+bool Executor::run_blocks() {
+    at_cluster_barrier = 0;
     failed_ = finished_ = false;
+    enter();
+    for (unsigned r = 0; r < cluster && cluster > 1; r++) {
+        blocks[r]->async->begin(); // each has to know of the other's beginning
+    }
     draw_budget();
 
     Context *next = &pick()->context;
     for (;;) {
         context_switch(main_, *next);
         if (failed_) {
-            compose_report(*this, fault);
+            compose_report(*hot.executor, fault);
             return false;
         }
         if (finished_) {
@@ -220,37 +268,55 @@ unsigned Executor::pick_lane(Warp &w) {
     return (static_cast<unsigned>(__builtin_ctz(turned)) + from) % LANES;
 }
 
-// A thread that can run: of the current warp when it has one. Null: none at all.
-Thread *Executor::pick() {
-    if (warps[current_warp].ready == 0 || current_warp >= warp_count) {
-        unsigned candidates = 0;
+bool Executor::draw_warp() {
+    unsigned candidates[MAX_CLUSTER] = {}, count = 0;
+    for (unsigned r = 0; r < cluster; r++) {
+        const Executor &ex = *blocks[r];
         for (unsigned w = 0; w < warp_count; w++) {
-            candidates |= static_cast<unsigned>(warps[w].ready != 0) << w;
+            candidates[r] |= static_cast<unsigned>(ex.warps[w].ready != 0) << w;
         }
-        if (candidates == 0) {
-            return nullptr;
-        }
-        for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(candidates))); skip > 0;
-             skip--) {
-            candidates &= candidates - 1;
-        }
-        current_warp = static_cast<unsigned>(__builtin_ctz(candidates));
+        count += static_cast<unsigned>(__builtin_popcount(candidates[r]));
     }
-    hot.self = &threads[current_warp * LANES + pick_lane(warps[current_warp])];
+    if (count == 0) {
+        return false;
+    }
+    unsigned skip = random.below(count), r = 0;
+    for (; skip >= static_cast<unsigned>(__builtin_popcount(candidates[r])); r++) {
+        skip -= static_cast<unsigned>(__builtin_popcount(candidates[r]));
+    }
+    for (; skip > 0; skip--) {
+        candidates[r] &= candidates[r] - 1;
+    }
+    blocks[r]->current_warp = static_cast<unsigned>(__builtin_ctz(candidates[r]));
+    if (cluster > 1) {
+        blocks[r]->enter();
+    }
+    return true;
+}
+
+// A thread that can run: of this block's current warp when it has one. Null: none at all.
+Thread *Executor::pick() {
+    if ((warps[current_warp].ready == 0 || current_warp >= warp_count) && !draw_warp()) {
+        return nullptr;
+    }
+    Executor &ex = *hot.executor;
+    hot.self = &ex.threads[ex.current_warp * LANES + ex.pick_lane(ex.warps[ex.current_warp])];
     return hot.self;
 }
 
 void Executor::leave(Thread *self) {
-    Thread *next = pick();
+    Thread *next = hot.executor->pick();
     while (next == nullptr && async->progress()) {
-        next = pick();
+        next = hot.executor->pick();
     }
     if (next == self) {
         return;
     }
     if (next == nullptr) {
         hot.self = self;
-        fail(719, "deadlock", "no thread of the block can run:\n" + waiting(), self->pc);
+        fail(719, "deadlock",
+             std::string("no thread of the ") + (cluster > 1 ? "cluster" : "block") + " can run:\n" + waiting(),
+             self->pc);
     }
     context_switch(self->context, next->context);
 }
@@ -263,17 +329,9 @@ void Executor::maybe_preempt(Thread *self) {
 
 void Executor::preempt(Thread *self) {
     draw_budget();
-    unsigned candidates = 0;
-    for (unsigned w = 0; w < warp_count; w++) {
-        candidates |= static_cast<unsigned>(warps[w].ready != 0) << w;
-    }
-    for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(candidates))); skip > 0;
-         skip--) {
-        candidates &= candidates - 1;
-    }
-    current_warp = static_cast<unsigned>(__builtin_ctz(candidates));
-    Warp &w = warps[current_warp];
-    w.first_lane = random.below(LANES);
+    draw_warp(); // there is one: this
+    Executor &next = *hot.executor;
+    next.warps[next.current_warp].first_lane = random.below(LANES);
     leave(self);
 }
 
@@ -312,32 +370,72 @@ void Executor::thread_main() {
                  waiting(),
              w.pc);
     }
-    if (done == thread_count) {
+    if (blocks[0]->at_cluster_barrier != 0) {
+        fail(719, "barrier divergence",
+             "thread " + std::to_string(self->index) + " returned while others wait at the cluster's barrier:\n" +
+                 waiting(),
+             blocks[0]->cluster_pc);
+    }
+    if (over()) {
         if (async->used) {
             async->check_end();
         }
-        finished_ = true;
-        Context dead;
-        context_switch(dead, main_);
+        if (std::none_of(threads.begin(), threads.begin() + thread_count,
+                         [](const Thread &t) { return t.waited; })) {
+            fail(719, "dependency never waited for",
+                 "no thread of the block came to grid_wait: that this launch is over then says nothing of those "
+                 "before it",
+                 static_cast<const char *>(launch->kernel->entry) + 1);
+        }
+        if (std::all_of(blocks, blocks + cluster, [](const Executor *ex) { return ex->over(); })) {
+            blocks[0]->finished_ = true;
+            Context dead;
+            context_switch(dead, blocks[0]->main_);
+        }
     }
     leave(self);
     std::abort(); // a thread that returned is never chosen
+}
+
+void Executor::share_wait(Thread *first, unsigned count) {
+    if (launch->programmatic && std::any_of(first, first + count, [](const Thread &t) { return t.waited; })) {
+        std::for_each(first, first + count, [](Thread &t) { t.waited = true; });
+    }
 }
 
 bool Executor::same_line(const void *a, const void *b) {
     if (a == b) {
         return true;
     }
-    ask_a_ = a;
-    ask_b_ = b;
-    context_switch(hot.self->context, main_);
-    return answer_;
+    Executor &first = *blocks[0];
+    first.ask_a_ = a;
+    first.ask_b_ = b;
+    context_switch(hot.self->context, first.main_);
+    return first.answer_;
 }
 
 // ---- faults
 // -------------------------------------------------------------------------------------------------
 
+namespace {
+
+std::string name(const Dim &b) {
+    return "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) + ")";
+}
+
+} // namespace
+
+std::string Executor::whose() const { return remote() ? " of " + name(block_index) : ""; }
+
 std::string Executor::waiting() const {
+    std::string text;
+    for (unsigned r = 0; r < cluster; r++) {
+        text += (cluster > 1 ? "  " + name(blocks[r]->block_index) + ":\n" : "") + blocks[r]->waiting_here();
+    }
+    return text;
+}
+
+std::string Executor::waiting_here() const {
     // Neighbours that wait for the same thing are one line.
     std::string text;
     const auto same = [](const Thread &a, const Thread &b) {
@@ -376,12 +474,13 @@ std::string Executor::waiting() const {
 }
 
 void Executor::fail(int code, const char *kind, const std::string &detail, const void *pc) {
-    fault.code = code;
-    fault.kind = kind;
-    fault.detail = detail;
-    fault.pc = pc; // becomes words on the main stack
-    failed_ = true;
-    context_switch(hot.self->context, main_);
+    Executor &first = *blocks[0];
+    first.fault.code = code;
+    first.fault.kind = kind;
+    first.fault.detail = detail;
+    first.fault.pc = pc; // becomes words on the main stack
+    first.failed_ = true;
+    context_switch(hot.self->context, first.main_);
     std::abort();
 }
 

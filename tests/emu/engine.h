@@ -1,6 +1,6 @@
-// engine.h: runs one block of CUDA threads on one host thread.
+// engine.h: runs one block of CUDA threads on one host thread, or the blocks of one cluster.
 //
-//     Launch ──▶ Executor::run: for each block, in an order drawn from the seed
+//     Launch ──▶ Executor::run: for each block (each cluster), in an order drawn from the seed
 //                  │  one fiber per CUDA thread, all created at the top of the kernel
 //                  ▼
 //     a thread runs until it  ── arrives at a warp collective ─▶ its next lane runs; the 32nd does the work
@@ -13,12 +13,16 @@
 // missing barrier shows here at once. Which warp, how often it is interrupted and in which order its lanes go
 // is drawn per block from the seed.
 //
-// Only fibers of the running block exist. They never move to another host thread.
+// An Executor is one block. Blocks of a cluster are an Executor each; the first runs them all, `hot` is of the block
+// whose thread is running, and what thread comes next is drawn from all of them (cluster.cpp).
+//
+// Only fibers of the running blocks exist. They never move to another host thread.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "emu.h"
@@ -33,6 +37,7 @@ struct Executor;
 
 constexpr int LANES = 32;
 constexpr int MAX_THREADS = 1024;              // per block
+constexpr unsigned MAX_CLUSTER = 2;            // blocks that run together
 constexpr std::size_t MAX_SHARED = 227 * 1024; // bytes per block, the most that any card allows
 constexpr std::size_t STACK = 64 * 1024;       // bytes per fiber, guard page included
 
@@ -57,6 +62,7 @@ struct Kernel {
 struct Unordered {
     std::uint32_t first, last;
     std::string what;
+    bool until_wait; // before a grid_wait of this launch all the same, which may begin while that one runs
 };
 // The one that had this epoch, or null. They are sorted.
 const Unordered *find_unordered(const std::vector<Unordered> &all, std::uint32_t epoch);
@@ -71,6 +77,8 @@ struct Launch {
     std::vector<Memory *> memories;    // what the kernel may reach
     std::vector<Memory *> unreachable; // other devices without peer access
     std::vector<Unordered> unordered;
+    bool programmatic = false; // may begin before the launch before it is over: see grid_wait
+    unsigned cluster = 1;      // blocks, next to each other in x
 };
 
 // What went wrong, and where. `code` is the CUDA driver's error for it.
@@ -115,6 +123,7 @@ enum class Op : std::uint8_t {
     NamedArrive,
     SetRegisters,
     Mbarrier,
+    Cluster,
 };
 const char *op_name(Op op);
 
@@ -132,6 +141,7 @@ struct Thread {
     Context context;
     unsigned index; // threadIdx.x
     State state;
+    bool waited;    // comes after a grid_wait of the block, its own or one that a barrier tells of
     Op op;          // the collective it waits in
     const void *pc; // where it waits
     // In: what it brought to the collective. Out: what it takes away.
@@ -218,8 +228,14 @@ struct Executor {
     // Whether an mbarrier or a named barrier puts the last write (the reads) of a cell before this moment.
     bool ordered_write(const Trace &c, const Moment &now) const;
     bool ordered_read(const Trace &c, const Moment &now) const;
+    // What `count` threads from this one on know of a grid_wait is known to all of them now.
+    void share_wait(Thread *first, unsigned count);
     // Threads that wait, grouped: for reports of deadlock and divergence.
     std::string waiting() const;
+    // Of the blocks of the cluster: whether another one's thread is running; whether all threads have returned.
+    bool remote() const { return hot.executor != this; }
+    bool over() const { return done == thread_count; }
+    std::string whose() const; // " of block (1, 0, 0)" when it is remote, else ""
 
     const Launch *launch = nullptr;
     Dim block_index;
@@ -238,19 +254,36 @@ struct Executor {
     // For races.h. Epochs are never used twice, so cells need no clearing.
     std::uint32_t epoch = 0, first_epoch = 0, launch_epoch = 0;
     std::uint32_t unordered_from = 0; // first epoch of `launch->unordered`; the launch's own: there are none
+    bool ordered_once_waited = false; // all of them are `until_wait`
+    // Cells that this launch read before its grid_wait: the epoch of the reader before, of an overlapped launch.
+    std::unordered_map<const Trace *, std::uint32_t> hidden_readers;
     std::vector<Cell> cells;
-    std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun; // first epoch, number of the block
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> blocks_begun; // first epoch, number; of a cluster: the first's
     Dim block_of(std::uint32_t epoch) const;
+    Begun begun() const { return Begun{launch_epoch, first_epoch, cluster - 1}; }
+    // The cluster. Its blocks take turns at epochs, so that an epoch tells the block: epoch % cluster == rank.
+    unsigned cluster = 1, rank = 0;
+    Executor *blocks[MAX_CLUSTER] = {this}; // by rank
+    unsigned at_cluster_barrier = 0;        // of the first block: threads of all that have come,
+    std::uint32_t cluster_opened = 0;       // how often it opened,
+    const void *cluster_pc = nullptr;       // and where one of them waits
 
   private:
-    bool run_block();
+    void prepare(const Launch &l);
+    void begin_block();
+    bool run_blocks();
+    void enter();     // `hot` is of this block
+    bool draw_warp(); // one that can run, of any block; false: there is none
     Thread *pick();
+    std::string waiting_here() const; // of this block
     unsigned pick_lane(Warp &w);
     void draw_budget();
 
     Context main_{};
     unsigned char *stacks_ = nullptr;
     unsigned char *shared_map_ = nullptr;
+    std::unique_ptr<Executor> others_[MAX_CLUSTER - 1]; // of the first block; made when a launch needs them
+    // From here on of the first block alone.
     bool failed_ = false;
     bool finished_ = false;
     // A question that a fiber has for the main stack.

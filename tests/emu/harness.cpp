@@ -9,13 +9,14 @@ Memory &harness_memory() {
 }
 
 Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block,
-                     std::size_t shared_bytes, std::uint64_t seed) {
+                     std::size_t shared_bytes, std::uint64_t seed, unsigned cluster) {
     static Executor executor;
     std::vector<unsigned char> packed(kernel.packed_bytes + 1);
     for (int i = 0; i < kernel.parameters; i++) {
         std::memcpy(packed.data() + kernel.offsets[i], parameters[i], kernel.sizes[i]);
     }
-    const Launch launch{&kernel, packed.data(), grid, block, shared_bytes, seed, 1, {&harness_memory()}, {}, {}};
+    Launch launch{&kernel, packed.data(), grid, block, shared_bytes, seed, 1, {&harness_memory()}, {}, {}};
+    launch.cluster = cluster;
     const std::string wrong = check_launch(launch);
     if (!wrong.empty()) {
         Fault fault;

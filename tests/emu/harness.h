@@ -62,14 +62,19 @@ template <class T> class Array {
 
 // One launch under one seed. The fault's code is 0 when all went well.
 Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block,
-                     std::size_t shared_bytes, std::uint64_t seed);
+                     std::size_t shared_bytes, std::uint64_t seed, unsigned cluster = 1);
 
 template <auto entry, class... P>
-Fault launch_seed(const char *name, std::uint64_t seed, Dim grid, Dim block, std::size_t shared_bytes,
-                  void (*)(P...), typename std::common_type<P>::type... values) {
+Fault launch_cluster_seed(const char *name, std::uint64_t seed, unsigned cluster, Dim grid, Dim block,
+                          std::size_t shared_bytes, void (*)(P...), typename std::common_type<P>::type... values) {
     const Kernel kernel = Entry<entry>::kernel(name);
     const void *parameters[] = {static_cast<const void *>(&values)..., nullptr};
-    return harness_launch(kernel, parameters, grid, block, shared_bytes, seed);
+    return harness_launch(kernel, parameters, grid, block, shared_bytes, seed, cluster);
+}
+template <auto entry, class... P>
+Fault launch_seed(const char *name, std::uint64_t seed, Dim grid, Dim block, std::size_t shared_bytes,
+                  void (*kernel)(P...), typename std::common_type<P>::type... values) {
+    return launch_cluster_seed<entry>(name, seed, 1, grid, block, shared_bytes, kernel, values...);
 }
 
 // The seeds to try: EMU_SEED as one number or "from..to", else 0..8.
@@ -79,15 +84,20 @@ void harness_demand(const Fault &fault);
 
 } // namespace emu
 
-// One launch, one seed, the Fault as value.
+// One launch, one seed, the Fault as value; in clusters of `cluster` blocks in x.
 #define EMU_LAUNCH_SEED(seed, kernel, grid, block, shared, ...) \
-    emu::launch_seed<kernel>(#kernel, seed, emu::Dim grid, emu::Dim block, shared, kernel, __VA_ARGS__)
+    EMU_LAUNCH_CLUSTER_SEED(seed, kernel, 1, grid, block, shared, __VA_ARGS__)
+#define EMU_LAUNCH_CLUSTER_SEED(seed, kernel, cluster, grid, block, shared, ...)                                  \
+    emu::launch_cluster_seed<kernel>(#kernel, seed, cluster, emu::Dim grid, emu::Dim block, shared, kernel, \
+                                     __VA_ARGS__)
 
 // A launch under every seed; the first fault ends the program. Outputs must not be inputs (or launch seed by
 // seed).
-#define EMU_LAUNCH(kernel, grid, block, shared, ...)                                                  \
-    do {                                                                                              \
-        for (const std::uint64_t emu_seed : emu::harness_seeds()) {                                   \
-            emu::harness_demand(EMU_LAUNCH_SEED(emu_seed, kernel, grid, block, shared, __VA_ARGS__)); \
-        }                                                                                             \
+#define EMU_LAUNCH(kernel, grid, block, shared, ...) EMU_LAUNCH_CLUSTER(kernel, 1, grid, block, shared, __VA_ARGS__)
+#define EMU_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, ...)                                    \
+    do {                                                                                                 \
+        for (const std::uint64_t emu_seed : emu::harness_seeds()) {                                      \
+            emu::harness_demand(                                                                         \
+                EMU_LAUNCH_CLUSTER_SEED(emu_seed, kernel, cluster, grid, block, shared, __VA_ARGS__));   \
+        }                                                                                                \
     } while (0)

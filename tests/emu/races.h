@@ -19,8 +19,8 @@
 // Global memory has the same traces, without lines. Blocks of one launch are not ordered, whatever their
 // epochs: an access of this launch that is older than the running block belongs to another block, and races.
 // One of an earlier launch or copy races where no stream, event or wait puts that before this one
-// (driver/order.h). Atomic updates leave no trace. A second set of bits says what was ever written, by kernels,
-// copies or fills.
+// (driver/order.h). Atomic updates leave a trace for other launches only. A second set of bits says what was ever
+// written, by kernels, copies or fills.
 //
 // Single bytes are not tracked inside a launch: neighbours share a cell. Between launches they are.
 #pragma once
@@ -34,6 +34,7 @@ constexpr unsigned CELL = 2; // bytes
 constexpr std::uint16_t ONE_WARP = 0x4000;  // | warp: several of its lanes
 constexpr std::uint16_t SEVERAL = 0x8000;   // warps
 constexpr std::uint16_t BLOCKS = 0xfffe;    // several blocks of this launch (global memory)
+constexpr std::uint16_t ATOMIC = 0xfffe;    // updates, as the writer: they do not race with one another
 constexpr std::uint16_t UNTRACKED = 0xffff; // touched in single bytes, or by a copy
 
 struct Trace {
@@ -69,7 +70,7 @@ inline bool comes_before(unsigned thread, unsigned step, const Moment &now) {
 }
 
 inline bool write_conflicts(const Trace &c, const Moment &now) {
-    return c.write_epoch == now.epoch && c.writer != UNTRACKED && !comes_before(c.writer, c.write_step, now);
+    return c.write_epoch == now.epoch && c.writer < ATOMIC && !comes_before(c.writer, c.write_step, now);
 }
 
 inline bool read_conflicts(const Trace &c, const Moment &now) {
@@ -99,29 +100,32 @@ inline void note_write(Trace &c, const Moment &now) {
     c.write_step = now.step;
 }
 
-// ---- global memory: `launch` and `block` are the first epochs of the running ones ----
+// ---- global memory ----
 
-inline bool other_block(std::uint32_t epoch, std::uint32_t launch, std::uint32_t block) {
-    return epoch >= launch && epoch < block;
+// The first epochs of the running launch and block. Blocks of a cluster run together and take turns at epochs: the
+// mask tells their turns apart.
+struct Begun {
+    std::uint32_t launch, block, mask;
+};
+
+inline bool other_block(std::uint32_t epoch, const Begun &b) {
+    return epoch >= b.launch && (epoch < b.block || ((epoch ^ b.block) & b.mask) != 0);
 }
 
-inline bool global_write_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
-                                   std::uint32_t block) {
-    return (other_block(c.write_epoch, launch, block) && c.writer != UNTRACKED) || write_conflicts(c, now);
+inline bool global_write_conflicts(const Trace &c, const Moment &now, const Begun &b) {
+    return (other_block(c.write_epoch, b) && c.writer < ATOMIC) || write_conflicts(c, now);
 }
 
-inline bool read_by_others(const Trace &c, std::uint32_t launch, std::uint32_t block) {
-    return (other_block(c.read_epoch, launch, block) && c.reader != UNTRACKED) ||
-           (c.read_epoch >= launch && c.reader == BLOCKS);
+inline bool read_by_others(const Trace &c, const Begun &b) {
+    return (other_block(c.read_epoch, b) && c.reader != UNTRACKED) || (c.read_epoch >= b.launch && c.reader == BLOCKS);
 }
 
-inline bool global_read_conflicts(const Trace &c, const Moment &now, std::uint32_t launch,
-                                  std::uint32_t block) {
-    return read_by_others(c, launch, block) || read_conflicts(c, now);
+inline bool global_read_conflicts(const Trace &c, const Moment &now, const Begun &b) {
+    return read_by_others(c, b) || read_conflicts(c, now);
 }
 
-inline void note_global_read(Trace &c, const Moment &now, std::uint32_t launch, std::uint32_t block) {
-    if (read_by_others(c, launch, block)) {
+inline void note_global_read(Trace &c, const Moment &now, const Begun &b) {
+    if (read_by_others(c, b)) {
         c.reader = BLOCKS;
         c.read_epoch = now.epoch;
         return;

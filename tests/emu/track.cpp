@@ -39,11 +39,11 @@ const char *verb(Access access) {
 }
 
 void shared_race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes, Access access,
-                 const void *pc) {
+                 const void *pc, const std::string &whose) {
     const auto *entry = static_cast<const char *>(hot.executor->launch->kernel->entry);
     hot.executor->fail(
         719, "race in shared memory",
-        access_name(access, bytes) + " at shared byte " + std::to_string(address - hot.shared) + ", which " +
+        access_name(access, bytes) + " at shared byte " + std::to_string(address - hot.shared) + whose + ", which " +
             (with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read") + " at " +
             mark_line(entry + (with_write ? c.write_line : c.read_line)) + " with no barrier in between",
         pc);
@@ -61,7 +61,8 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
     const Executor &ex = *hot.executor;
     const std::uint32_t epoch = with_write ? c.write_epoch : c.read_epoch;
     std::string who = with_write ? thread_name(c.writer) + " wrote" : reader_name(c) + " read";
-    if (epoch < ex.first_epoch && (with_write || c.reader != BLOCKS)) {
+    const bool other = other_block(epoch, ex.begun());
+    if (other && (with_write || c.reader != BLOCKS)) {
         const Dim b = ex.block_of(epoch);
         who = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) +
               "), " + who;
@@ -69,28 +70,45 @@ void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::s
     hot.executor->fail(
         719, "race in global memory",
         access_name(access, bytes) + " at " + place(address) + ", which " + who + " in this launch" +
-            (epoch < ex.first_epoch || (!with_write && c.reader == BLOCKS) ? ": blocks are not ordered"
+            (other || (!with_write && c.reader == BLOCKS) ? ": blocks are not ordered"
                                                                            : " with no barrier in between"),
         pc);
 }
 
 void look_for_unordered(const Trace *first, std::size_t count, std::uintptr_t address, std::size_t bytes,
                         Access access, const void *pc) {
-    const Executor &ex = *hot.executor;
-    const auto other = [&](std::uint32_t epoch) {
-        return epoch >= ex.unordered_from && epoch < ex.launch_epoch
-                   ? find_unordered(ex.launch->unordered, epoch)
-                   : nullptr;
+    Executor &ex = *hot.executor;
+    auto &hidden_readers = ex.blocks[0]->hidden_readers; // of the launch: blocks of a cluster share it
+    const bool waited = hot.self->waited;
+    const auto other = [&](std::uint32_t epoch) -> const Unordered * {
+        if (epoch < ex.unordered_from || epoch >= ex.launch_epoch) {
+            return nullptr;
+        }
+        const Unordered *found = find_unordered(ex.launch->unordered, epoch);
+        return found != nullptr && found->until_wait && waited ? nullptr : found;
     };
     for (const Trace *c = first; c != first + count; c++) {
-        const Unordered *writer = other(c->write_epoch);
-        const Unordered *found = writer != nullptr || access == Access::Read ? writer : other(c->read_epoch);
+        const bool commute = access == Access::Atomic && c->writer == ATOMIC;
+        const Unordered *writer = commute ? nullptr : other(c->write_epoch), *reader = other(c->read_epoch);
+        if (reader != nullptr && reader->until_wait && access == Access::Read) {
+            hidden_readers[c] = c->read_epoch; // this read takes its place in the trace
+        }
+        if (reader == nullptr && access != Access::Read && !hidden_readers.empty()) {
+            const auto hidden = hidden_readers.find(c);
+            reader = hidden != hidden_readers.end() ? other(hidden->second) : nullptr;
+        }
+        const Unordered *found = writer != nullptr || access == Access::Read ? writer : reader;
         if (found != nullptr) {
-            hot.executor->fail(719, "race between launches",
-                               access_name(access, bytes) + " at " + place(address) + ", which " +
-                                   found->what + (writer != nullptr ? " wrote" : " read") +
-                                   ": no stream, event or wait puts one before the other",
-                               pc);
+            const std::string conflict = access_name(access, bytes) + " at " + place(address) + ", which " +
+                                         found->what + (writer != nullptr ? " wrote" : " read");
+            if (found->until_wait) {
+                ex.fail(719, "dependency wait missing or late",
+                        conflict + ": this launch may begin before that one is over, and the thread has not come "
+                                   "to grid_wait, nor to a barrier with one that has",
+                        pc);
+            }
+            ex.fail(719, "race between launches", conflict + ": no stream, event or wait puts one before the other",
+                    pc);
         }
     }
 }

@@ -13,7 +13,7 @@ namespace emu {
 
 const char *verb(Access access);
 [[noreturn]] void shared_race(const Cell &c, bool with_write, std::uintptr_t address, std::size_t bytes,
-                              Access access, const void *pc);
+                              Access access, const void *pc, const std::string &whose = "");
 [[noreturn]] void nothing_in_shared(std::uintptr_t address, std::size_t bytes, const void *pc);
 [[noreturn]] void global_race(const Trace &c, bool with_write, std::uintptr_t address, std::size_t bytes,
                               Access access, const void *pc);
@@ -94,8 +94,9 @@ inline __attribute__((always_inline)) void track_global(const Shadow &shadow, st
     }
     Trace *c = shadow.traces + first;
     const Executor &ex = *hot.executor;
-    const std::uint32_t launch = ex.launch_epoch, block = ex.first_epoch;
-    if (__builtin_expect(ex.unordered_from != launch, 0)) {
+    const std::uint32_t launch = ex.launch_epoch;
+    const Begun begun = ex.begun();
+    if (__builtin_expect(ex.unordered_from != launch, 0) && !(ex.ordered_once_waited && hot.self->waited)) {
         look_for_unordered(c, count, address, bytes, access, pc);
     }
     if (access == Access::Atomic || bytes < CELL) {
@@ -106,17 +107,23 @@ inline __attribute__((always_inline)) void track_global(const Shadow &shadow, st
             c->read_epoch = ex.epoch;
             c->reader = UNTRACKED;
         }
+        for (Trace *end = c + count; access == Access::Atomic && c != end; c++) {
+            if (c->write_epoch < launch) {
+                c->write_epoch = ex.epoch;
+                c->writer = ATOMIC;
+            }
+        }
         return;
     }
     const Moment now = this_moment(pc);
     for (Trace *end = c + count; c != end; c++) {
-        if (global_write_conflicts(*c, now, launch, block)) {
+        if (global_write_conflicts(*c, now, begun)) {
             global_race(*c, true, address, bytes, access, pc);
         }
         if (access == Access::Read) {
-            note_global_read(*c, now, launch, block);
+            note_global_read(*c, now, begun);
         } else {
-            if (global_read_conflicts(*c, now, launch, block)) {
+            if (global_read_conflicts(*c, now, begun)) {
                 global_race(*c, false, address, bytes, access, pc);
             }
             note_write(*c, now);

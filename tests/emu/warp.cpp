@@ -135,7 +135,10 @@ void collect(Thread *self, Op op, const void *pc) {
         }
         w.arrived = 0;
         w.ready = ~0u;
-        w.step += op == Op::Barrier ? 1 : 0;
+        if (op == Op::Barrier) {
+            w.step++;
+            ex.share_wait(lanes, LANES);
+        }
         ex.maybe_preempt(self);
         return;
     }
@@ -234,7 +237,8 @@ void block_barrier() {
     }
     if (ex.at_barrier == ex.thread_count) {
         ex.at_barrier = 0;
-        ex.epoch++;
+        ex.epoch += ex.cluster;
+        ex.share_wait(ex.threads.data(), ex.thread_count);
         if (ex.async->used) {
             ex.async->block_barrier();
         }

@@ -154,7 +154,7 @@ void Async::wait(Thread *lanes, unsigned groups_left) {
     for (; done < w.pending.size() && w.group - w.pending[done].group > groups_left; done++) {
         Multiply &m = w.pending[done];
         multiply(m, warp);
-        w.clock.retired[warp] = m.serial;
+        w.clock.of[ex.rank].retired[warp] = m.serial;
         if (--m.sums->users > 0) {
             continue;
         }

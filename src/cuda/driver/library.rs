@@ -34,7 +34,8 @@ calls! {
     cuStreamBeginCapture_v2, cuStreamEndCapture, cuStreamIsCapturing,
     cuGraphInstantiateWithFlags, cuGraphUpload, cuGraphLaunch, cuGraphExecDestroy, cuGraphDestroy,
     cuModuleLoadData, cuModuleUnload, cuModuleGetFunction,
-    cuFuncGetParamInfo, cuFuncGetAttribute, cuFuncSetAttribute, cuLaunchKernel,
+    cuFuncGetParamInfo, cuFuncGetAttribute, cuFuncSetAttribute, cuLaunchKernel, cuLaunchKernelEx,
+    cuTensorMapEncodeTiled,
 }
 
 /// Looks for the driver, its version and its functions, and initialises it. Cheap when repeated.

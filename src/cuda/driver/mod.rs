@@ -5,7 +5,8 @@
 //!      └─ context   a device's primary context ─┬─ memory    on the device, pinned on the host; spans of it
 //!                                               ├─ stream    streams, events, copies, captured graphs
 //!                                               ├─ peer      stores and copies into another device's memory
-//!                                               └─ module    kernel images and their functions
+//!                                               ├─ module    kernel images and their functions
+//!                                               └─ tensor_map  boxes of tensors, for Hopper's bulk copies
 //! ```
 //!
 //! `cudarc` has the signatures and opens the library; nothing of it is seen outside this folder. It panics
@@ -24,12 +25,14 @@ use cudarc::driver::sys::CUresult;
 
 use crate::error::{Error, Result};
 
+pub(in crate::cuda) mod attributes;
 pub(crate) mod context;
 pub(crate) mod library;
 pub(crate) mod memory;
 pub(crate) mod module;
 mod peer;
 pub(crate) mod stream;
+pub(crate) mod tensor_map;
 
 pub(crate) use context::Context;
 #[allow(unused_imports, reason = "part of what this folder offers")]
@@ -37,6 +40,7 @@ pub(crate) use memory::{DeviceMemory, DevicePtr, PinnedMemory, Span, mebibytes};
 pub(crate) use module::{Function, Module};
 #[allow(unused_imports, reason = "part of what this folder offers")]
 pub(crate) use stream::{Event, GraphExec, Stream};
+pub(crate) use tensor_map::TensorMap;
 
 /// Devices whose context broke in this process, by ordinal, and over what.
 static REFUSED: Mutex<BTreeMap<usize, String>> = Mutex::new(BTreeMap::new());

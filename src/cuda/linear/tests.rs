@@ -41,7 +41,7 @@ impl Case {
         let (x_memory, input) = bench.matrix(&x, k, pitch, f16::from_f32(9.0));
         let (w_memory, matrix) = bench.matrix(&weight, k, pitch, f16::ZERO);
         let bias_memory = bench.array(&bias);
-        let layer = Layer { weight: matrix, bias: bias_memory.span() };
+        let layer = Layer { weight: matrix, bias: bias_memory.span(), norm: None };
         Self { bench, m, n, x, weight, bias, extra, input, layer, _memory: [x_memory, w_memory, bias_memory] }
     }
 
@@ -116,7 +116,7 @@ fn every_epilogue_is_near_the_exact_product() {
                             "bias" => Epilogue::Bias(out),
                             "quick_gelu" => Epilogue::QuickGelu(out),
                             "gelu" => Epilogue::Gelu(out),
-                            _ => Epilogue::Residual { out, residual: &residual },
+                            _ => Epilogue::Residual { out, residual: &residual, more: Default::default() },
                         };
                         case.enqueue(tile, &epilogue)
                     });
@@ -158,10 +158,10 @@ fn adds_to_the_residual_in_place() {
         for pitch in [72, 75] {
             let (_other, residual) = case.bench.matrix(&case.extra, case.n, pitch, MARK);
             let apart = case.run(tile, case.m, pitch, |out| {
-                case.enqueue(tile, &Epilogue::Residual { out, residual: &residual })
+                case.enqueue(tile, &Epilogue::Residual { out, residual: &residual, more: Default::default() })
             });
             let (memory, out) = case.bench.matrix(&case.extra, case.n, pitch, MARK);
-            case.enqueue(tile, &Epilogue::Residual { out: &out, residual: &out }).unwrap();
+            case.enqueue(tile, &Epilogue::Residual { out: &out, residual: &out, more: Default::default() }).unwrap();
             assert_eq!(bits(&case.bench.rows(&memory, &out, MARK)), bits(&apart));
         }
     }
@@ -291,7 +291,8 @@ fn refuses_what_breaks_the_contract() {
     refuse(a, Layer { bias: short, ..layer }, &bias, "bias has 99 elements of 100");
     refuse(a, layer, &Epilogue::Bias(&Matrix { rows: 4, ..out }), "not [5, 100]");
     let narrow = Matrix { columns: 64, ..out };
-    refuse(a, layer, &Epilogue::Residual { out: &out, residual: &narrow }, "residual is");
+    let residual = Epilogue::Residual { out: &out, residual: &narrow, more: Default::default() };
+    refuse(a, layer, &residual, "residual is");
     refuse(a, layer, &Epilogue::Embed { out: &out, positions: &out, patches: 3 }, "5 rows in images of 3");
 }
 

@@ -1,6 +1,7 @@
 //! What only the emulated device shows: numbers of the kernels' headers, failures on order, a second device.
 
 use crate::cuda::driver::{self, Context, DevicePtr};
+use crate::cuda::launch::{Kernel, launch};
 use crate::cuda::testkit::{self, Bench, gpu};
 use crate::cuda::{layer_norm, linear};
 use crate::error::Error;
@@ -68,6 +69,68 @@ fn child_is_refused() {
     let error = Context::open(0).unwrap_err().to_string();
     let broke = error.contains("its context broke earlier in this process: cu");
     assert!(broke && error.contains("CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+}
+
+/// A programmatic launch of a kernel that never waits for the launch before it.
+fn programmatic(bench: &Bench) -> Result<(), Error> {
+    let image = testkit::images().iter().find(|image| image.name == "layer_norm").unwrap();
+    let module = driver::Module::load(&bench.gpu.context, image.name, image.bytes)?;
+    let kernel = Kernel::load(&module, layer_norm::ENTRY.programmatic())?;
+    let (_x, x) = bench.matrix(&[half::f16::ONE; 64], 8, 8, half::f16::ZERO);
+    let weights = bench.array(&[half::f16::ONE; 8]);
+    let parameters = layer_norm::LayerNormParameters {
+        y: x.span.ptr(),
+        x: x.span.ptr(),
+        weight: weights.span().ptr(),
+        bias: weights.span().ptr(),
+        rows: 8,
+        width: 8,
+        pitch: 8,
+        eps: 1e-5,
+    };
+    // SAFETY: 8 rows of 8 in place, and 8 weights, that live until the stream was waited for.
+    unsafe { launch(&bench.stream, &kernel, [2, 1, 1], &parameters) }?;
+    bench.stream.synchronize()
+}
+
+#[test]
+fn programmatic_launches_say_so_to_the_driver() {
+    in_child("child_launches_programmatically", &[("EMU_CC", "9.0")]);
+    in_child("child_is_too_old_for_that", &[("EMU_CC", "8.9")]);
+    in_child("child_launches_plainly", &[("EMU_CC", "9.0"), ("IMAGEHERE_CUDA_SYNC", "1")]);
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn child_launches_programmatically() {
+    let bench = Bench::new();
+    let log = testkit::logged(|| {
+        let error = programmatic(&bench).unwrap_err().to_string();
+        assert!(error.contains("CUDA_ERROR_LAUNCH_FAILED (719)"), "{error}");
+    });
+    let launched = |line: &serde_json::Value| line["kernel"] == "layer_norm" && line["programmatic"] == true;
+    assert!(log.iter().any(launched), "{log:?}");
+    assert!(log.iter().any(|line| line["kind"] == "dependency never waited for"), "{log:?}");
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn child_is_too_old_for_that() {
+    let error = programmatic(&Bench::new()).unwrap_err().to_string();
+    let refused =
+        "cuLaunchKernelEx of layer_norm in 2x1x1 blocks of 128 threads failed: CUDA_ERROR_NOT_SUPPORTED";
+    assert!(error.contains(refused), "{error}");
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn child_launches_plainly() {
+    let bench = Bench::new();
+    let log = testkit::logged(|| programmatic(&bench).unwrap());
+    assert!(
+        log.iter().any(|line| line["kernel"] == "layer_norm" && line["programmatic"].is_null()),
+        "{log:?}"
+    );
 }
 
 #[test]

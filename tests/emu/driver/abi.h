@@ -77,9 +77,23 @@ struct CUDA_MEMCPY3D_PEER {
     std::size_t WidthInBytes, Height, Depth;
 };
 
+struct CUlaunchAttribute {
+    unsigned id; // 0 ignore, 4 cluster dimension, 6 programmatic stream serialization
+    char pad[4];
+    union {
+        char pad[64];
+        struct {
+            unsigned x, y, z;
+        } clusterDim;
+        int programmaticStreamSerializationAllowed;
+    } value;
+};
+static_assert(sizeof(CUlaunchAttribute) == 72, "the driver's size");
+
 struct CUlaunchConfig {
     unsigned gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
     void *hStream;
-    void *attrs;
+    CUlaunchAttribute *attrs;
     unsigned numAttrs;
 };
+static_assert(sizeof(CUlaunchConfig) == 56, "the driver's size");

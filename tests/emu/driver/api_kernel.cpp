@@ -30,14 +30,50 @@ Function *function_of(Driver &d, void *handle) {
     return nullptr;
 }
 
-CUresult refuse(const std::string &why) {
+CUresult refuse(const std::string &why, CUresult code = INVALID_VALUE) {
     say("emulated device: bad launch: " + why + "\n");
     log_line("refused", "\"why\":" + json(why));
-    return INVALID_VALUE;
+    return code;
+}
+
+struct Attributes {
+    bool programmatic = false;
+    Dim cluster;
+};
+
+// What a launch asks for beside its sizes; what the emulated device does not know is refused.
+CUresult read_attributes(const Driver &d, const CUlaunchConfig &config, Attributes &to) {
+    if (config.attrs == nullptr && config.numAttrs != 0) {
+        return refuse("attributes that are a null pointer");
+    }
+    for (unsigned i = 0; i < config.numAttrs; i++) {
+        const CUlaunchAttribute &attribute = config.attrs[i];
+        const auto &[x, y, z] = attribute.value.clusterDim;
+        switch (attribute.id) {
+        case 0:
+            break;
+        case 4:
+            if (x == 0 || y == 0 || z == 0 || config.gridDimX % x != 0 || config.gridDimY % y != 0 ||
+                config.gridDimZ % z != 0) {
+                return refuse("clusters that do not divide the grid");
+            }
+            to.cluster = Dim{x, y, z};
+            break;
+        case 6:
+            to.programmatic = attribute.value.programmaticStreamSerializationAllowed != 0;
+            break;
+        default:
+            return refuse("launch attribute " + std::to_string(attribute.id));
+        }
+    }
+    if (to.programmatic && d.settings.cc < 90) {
+        return refuse("a programmatic launch, which needs compute capability 9.0", NOT_SUPPORTED);
+    }
+    return SUCCESS;
 }
 
 CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, unsigned shared,
-                void *stream_handle, void **parameters, void **extra) {
+                void *stream_handle, void **parameters, void **extra, const Attributes &attributes = {}) {
     Function *function = function_of(d, handle);
     Stream *stream = d.stream_of(stream_handle);
     if (function == nullptr || stream == nullptr) {
@@ -53,6 +89,11 @@ CUresult launch(Driver &d, Device *device, void *handle, Dim grid, Dim block, un
     c.grid = grid;
     c.block = block;
     c.shared_bytes = shared;
+    c.programmatic = attributes.programmatic;
+    c.cluster = attributes.cluster;
+    if (c.cluster.x * c.cluster.y * c.cluster.z != 1) {
+        return refuse(std::string(kernel.name) + ": clusters of more than one block", NOT_SUPPORTED);
+    }
     const emu::Launch probe{&kernel, nullptr, grid, block, shared, 0, 0, {}, {}, {}};
     const std::string wrong = check_launch(probe);
     if (!wrong.empty()) {
@@ -203,9 +244,13 @@ CUAPI cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsi
 
 CUAPI cuLaunchKernelEx(const CUlaunchConfig *c, void *function, void **parameters, void **extra) {
     ENTER();
+    Attributes attributes;
+    if (const CUresult code = read_attributes(d, *c, attributes)) {
+        return code;
+    }
     return launch(d, device, function, Dim{c->gridDimX, c->gridDimY, c->gridDimZ},
                   Dim{c->blockDimX, c->blockDimY, c->blockDimZ}, c->sharedMemBytes, c->hStream, parameters,
-                  extra);
+                  extra, attributes);
 }
 
 // Of what the driver takes: fp16, whole strides, swizzles of 0 or 128 bytes, zeros outside. What it refuses is refused;

@@ -17,6 +17,7 @@ Event *event_of(Driver &d, void *handle) {
 void leave_capture(Stream *stream) {
     stream->capture.reset();
     stream->tail.clear();
+    stream->captured = NO_NODE;
 }
 
 CUresult spoil(Stream *stream) {
@@ -121,6 +122,7 @@ CUAPI cuStreamWaitEvent(void *handle, void *event_handle, unsigned flags) {
         return CAPTURE_ISOLATION;
     }
     stream->clock.join(event->clock);
+    stream->begin.join(event->clock);
     if (event->work == 0 || d.done(event->work)) {
         return SUCCESS;
     }

@@ -25,36 +25,47 @@ void History::add(const Turn &turn, std::uint32_t first, std::uint32_t last, std
 
 namespace {
 
-// Whether node `before` leads to node `after`, which has a greater number.
-bool leads_to(const std::vector<Node> &nodes, std::size_t before, std::size_t after) {
-    std::vector<bool> seen(nodes.size());
-    std::vector<std::size_t> next{after};
-    while (!next.empty()) {
-        const std::size_t node = next.back();
-        next.pop_back();
-        if (node == before) {
-            return true;
-        }
-        for (const std::size_t earlier : nodes[node].after) {
-            if (earlier >= before && !seen[earlier]) {
-                seen[earlier] = true;
-                next.push_back(earlier);
+struct Before {
+    std::vector<bool> end, begin; // of all nodes: over when this one ends, and when it begins
+};
+
+Before before(const std::vector<Node> &nodes, std::size_t node) {
+    Before found{std::vector<bool>(nodes.size()), std::vector<bool>(nodes.size())};
+    const auto all_before = [&](std::vector<bool> &over, std::vector<std::size_t> next) {
+        while (!next.empty()) {
+            const std::size_t at = next.back();
+            next.pop_back();
+            if (!over[at]) {
+                over[at] = true;
+                next.insert(next.end(), nodes[at].after.begin(), nodes[at].after.end());
             }
         }
+    };
+    all_before(found.end, nodes[node].after);
+    for (std::size_t at = node; at != NO_NODE; at = nodes[at].overlaps) { // back along the chain
+        std::vector<std::size_t> waited_for = nodes[at].after;
+        waited_for.erase(std::remove(waited_for.begin(), waited_for.end(), nodes[at].overlaps), waited_for.end());
+        all_before(found.begin, waited_for);
     }
-    return false;
+    return found;
 }
 
 } // namespace
 
 std::vector<Unordered> History::unordered(const Turn &turn) const {
+    const Before nodes = turn.nodes != nullptr ? before(*turn.nodes, turn.node) : Before{};
     std::vector<Unordered> found;
     for (const Done &done : done_) {
-        const bool before = done.work == turn.work && turn.nodes != nullptr
-                                ? leads_to(*turn.nodes, done.node, turn.node)
-                                : turn.clock->covers(done.stream, done.work);
-        if (!before) {
-            found.push_back(Unordered{done.first, done.last, done.what});
+        bool end, begin;
+        if (done.work == turn.work && turn.nodes != nullptr) {
+            end = nodes.end[done.node];
+            begin = nodes.begin[done.node];
+        } else {
+            end = turn.clock->covers(done.stream, done.work);
+            begin = turn.begin == nullptr ? end : turn.begin->covers(done.stream, done.work);
+        }
+        if (!end || !begin) {
+            found.push_back(Unordered{done.first, done.last, done.what, end});
         }
     }
     return found;

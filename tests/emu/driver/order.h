@@ -9,6 +9,11 @@
 // New work takes its stream's clock and the host's; a stream that waits for an event takes the event's. Whether
 // the other work happens to be done already counts for nothing: so a missing event shows under every seed.
 //
+// A programmatic launch may begin while the launch before it in its stream runs: it begins after what that one began
+// after, so that a chain of them reaches back to the last launch that waits for all before it. What lies between is
+// ordered with it by its grid_wait only, which also makes its end the end of all those. Records do not end a chain, nor
+// do waits for events, whose work is over when it begins; copies, fills and graphs do.
+//
 // The history remembers the epochs (races.h) that each launch and copy had. What touches memory looks at the
 // traces of those that its own clock does not cover. One trace per cell holds the last reader only, so of
 // several unordered readers before a writer, the last one is named, and one that an ordered reader followed is
@@ -40,6 +45,7 @@ struct Turn {
     int stream = 0;
     std::uint64_t work = 0;
     const Clock *clock = nullptr;
+    const Clock *begin = nullptr; // null: the same
     const std::vector<Node> *nodes = nullptr; // of the graph, if it is one
     std::size_t node = 0;
 };
@@ -48,7 +54,7 @@ class History {
   public:
     // `what` did its work in the epochs from `first` to `last`, later ones than all before.
     void add(const Turn &turn, std::uint32_t first, std::uint32_t last, std::string what);
-    // What was done and does not come before this turn.
+    // What was done and does not come before this turn, or not before its grid_wait.
     std::vector<Unordered> unordered(const Turn &turn) const;
     // Forgets what the host waited for. For when nothing is pending: all to come is after that.
     void forget(const Clock &host);

@@ -53,6 +53,8 @@ struct Command {
     std::vector<unsigned char> packed;
     Dim grid, block;
     std::size_t shared_bytes = 0;
+    bool programmatic = false; // may begin while the launch before it in its stream runs
+    Dim cluster;               // blocks
     // Copy: rows of bytes. Fill: rows of `bytes`, `value` of `unit` bytes over and over.
     Place to{}, from{};
     std::size_t bytes = 0, rows = 1;
@@ -71,6 +73,7 @@ struct Work {
     std::vector<std::uint64_t> after;
     Command command;
     Clock clock; // what it comes after, and itself
+    Clock begin; // what is over when it begins: less than it comes after, if it is programmatic
 };
 
 // Page-locked memory that an upload reads: nobody may change it before somebody waited for the upload.
@@ -83,9 +86,12 @@ struct Lent {
     std::uint64_t hash; // when it was enqueued
 };
 
+constexpr std::size_t NO_NODE = ~std::size_t{0};
+
 struct Node {
     Command command;
     std::vector<std::size_t> after;
+    std::size_t overlaps = NO_NODE; // one of `after`: a launch that may still run when this one begins
 };
 
 struct Graph {
@@ -109,10 +115,12 @@ struct Stream {
     bool legacy = false;
     std::deque<Work> queue;
     Clock clock; // of the newest work ever enqueued
+    Clock begin; // of that work if it is a launch: what is over when a programmatic one that follows begins
     std::uint64_t last = 0; // the newest work ever enqueued
-    // While capturing: what the next captured command comes after.
+    // While capturing: what the next captured command comes after, and the stream's own last one.
     std::shared_ptr<Graph> capture;
     std::vector<std::size_t> tail;
+    std::size_t captured = NO_NODE;
 };
 
 struct Event {

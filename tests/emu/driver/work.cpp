@@ -46,7 +46,8 @@ void log_command(const char *event, const Command &c, int device, int stream, in
     switch (c.kind) {
     case Command::Launch:
         fields += ",\"what\":\"launch\",\"kernel\":" + json(c.kernel->name) + ",\"grid\":" + dim(c.grid) +
-                  ",\"block\":" + dim(c.block) + ",\"shared\":" + std::to_string(c.shared_bytes);
+                  ",\"block\":" + dim(c.block) + ",\"shared\":" + std::to_string(c.shared_bytes) +
+                  (c.programmatic ? ",\"programmatic\":true" : "");
         break;
     case Command::Copy:
         fields += std::string(",\"what\":\"copy\",\"kind\":\"") + direction(c) +
@@ -83,16 +84,22 @@ CUresult Driver::enqueue(Stream *stream, Command command, std::vector<std::uint6
             return CAPTURE_INVALIDATED;
         }
         log_command("capture", command, stream->device->index, stream->number, 0);
-        graph.nodes.push_back(Node{std::move(command), stream->tail});
-        stream->tail = {graph.nodes.size() - 1};
+        const std::size_t own = stream->captured;
+        const bool overlaps =
+            command.programmatic && own != NO_NODE && graph.nodes[own].command.kind == Command::Launch;
+        graph.nodes.push_back(Node{std::move(command), stream->tail, overlaps ? own : NO_NODE});
+        stream->captured = graph.nodes.size() - 1;
+        stream->tail = {stream->captured};
         return SUCCESS;
     }
     if (pending.empty()) {
         history.forget(host);
     }
     stream->clock.join(host);
+    stream->begin.join(host);
     const auto comes_after = [&](const Stream &other) {
         stream->clock.join(other.clock);
+        stream->begin.join(other.clock);
         if (!done(other.last)) {
             after.push_back(other.last);
         }
@@ -108,11 +115,18 @@ CUresult Driver::enqueue(Stream *stream, Command command, std::vector<std::uint6
         comes_after(stream->device->legacy);
     }
     log_command("call", command, stream->device->index, stream->number, 0);
+    if (command.kind == Command::Launch && !command.programmatic) {
+        stream->begin = stream->clock;
+    }
     stream->last = ++works;
     stream->clock.add(stream->number, works);
     pending[works] = stream;
+    const Command::Kind kind = command.kind;
     stream->queue.push_back(Work{works, stream->device, stream->number, std::move(after), std::move(command),
-                                 stream->clock});
+                                 stream->clock, stream->begin});
+    if (kind == Command::Copy || kind == Command::Fill || kind == Command::Graph) {
+        stream->begin = stream->clock;
+    }
     if (settings.seed % 3 == 2) {
         finish(works);
         return stream->device->sticky;
@@ -226,7 +240,8 @@ void Driver::perform_front(Stream *stream) {
     stream->queue.pop_front();
     pending.erase(work.number);
     if (work.device->sticky == SUCCESS) {
-        perform(work.device, work.command, 0, Turn{stream->number, work.number, &work.clock});
+        const Clock *begin = work.command.programmatic ? &work.begin : nullptr;
+        perform(work.device, work.command, 0, Turn{stream->number, work.number, &work.clock, begin});
     }
 }
 
@@ -293,7 +308,7 @@ void Driver::perform(Device *device, const Command &c, int graph, const Turn &tu
             const std::size_t node = ready[at];
             ready.erase(ready.begin() + static_cast<std::ptrdiff_t>(at));
             perform(device, nodes[node].command, c.graph->number,
-                    Turn{turn.stream, turn.work, turn.clock, &nodes, node});
+                    Turn{turn.stream, turn.work, turn.clock, nullptr, &nodes, node});
             for (std::size_t i = node + 1; i < nodes.size(); i++) {
                 missing[i] -=
                     static_cast<std::size_t>(std::count(nodes[i].after.begin(), nodes[i].after.end(), node));
@@ -352,7 +367,7 @@ void Driver::perform_launch(Device *device, const Command &c, const Turn &turn) 
         }
     }
     const emu::Launch launch{c.kernel,      c.packed.data(), c.grid, c.block, c.shared_bytes,
-                             settings.seed, number, reach, beyond, history.unordered(turn)};
+                             settings.seed, number, reach, beyond, history.unordered(turn), c.programmatic};
     engine();
     for (Memory *memory : reach) {
         if (opened.insert(memory).second) {

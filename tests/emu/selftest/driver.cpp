@@ -240,6 +240,8 @@ void missing_waits() {
     for (int seed = 0; seed < 12; seed++) {
         CHECK(call("emu_set", "SEED", std::to_string(seed).c_str()) == 0);
         for (const auto &[what, mistake] : mistakes) {
+            const auto fresh = numbers(64); // a mistake may have written over them
+            OK("cuMemcpyHtoD_v2", a, static_cast<const void *>(fresh.data()), Size(256));
             OK("cuMemcpyDtoD_v2", b, a, Size(256));
             OK("cuCtxSynchronize");
             for (int i = 0; i < 64; i++) {
@@ -264,6 +266,8 @@ void missing_waits() {
         }
     }
     CHECK(call("emu_set", "SEED", "0") == 0);
+    const auto fresh = numbers(64);
+    OK("cuMemcpyHtoD_v2", a, static_cast<const void *>(fresh.data()), Size(256));
     // What a copy to page-locked memory brings is not there before it is waited for.
     OK("cuMemcpyDtoHAsync_v2", pinned, a, Size(256), t);
     CHECK(is_nan(slot[0]));
@@ -488,6 +492,7 @@ void threads() {
     }
 }
 
+#include "dependents.h"
 #include "tensor_maps.h"
 
 // Ends by a signal; the parent looks at what it said.
@@ -503,6 +508,8 @@ const std::vector<std::pair<const char *, void (*)()>> PARTS = {
     {"refusals", refusals},       {"planted", planted},   {"log", log},
     {"two_devices", two_devices}, {"threads", threads},   {"host_touches", host_touches},
     {"tensor_maps", tensor_maps}, {"no_tensor_maps", no_tensor_maps},
+    {"attributes", attributes},   {"dependents", dependents},
+    {"bulk_dependents", bulk_dependents},
 };
 
 // Runs one part in a child; its output and status.
