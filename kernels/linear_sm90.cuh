@@ -22,6 +22,9 @@
 // The ring: STAGES of A [BM][64] and W [BN][64], rows of 128 bytes in the 128-byte swizzle, as copies write them and
 // wgmma reads them (ptx_sm90.cuh). Rows beyond M or N and columns beyond K arrive as zeros.
 //
+// In a cluster of two blocks, whose tiles lie one below the other, each fetches half of W for both: what a multiprocessor
+// reads of L2 for a tile of 64 x 256 falls from 40 KB a stage to 24, of 128 x 256 from 48 to 32.
+//
 //     full[stage]    its bytes are there           empty[stage]    every warp that multiplies is done with it
 //     ready[2]       rows and columns are there    taken[2]        the epilogue is done with them
 //     turn[2]        ping-pong: the other group has seen its last stage
@@ -40,10 +43,10 @@
 // same order: eight lanes to a row, lane l those of l, l + 8, ...; then lanes 1, 2 and 4 apart.
 //
 // Launch contract, checked by the launcher in this order (src/cuda/linear/sm90.rs):
-//   grid            x from 1 to linear_tiles(m, n) of the tile, y = z = 1; block THREADS; SHARED_BYTES
+//   grid            x a multiple of CLUSTER, y = z = 1; block THREADS; SHARED_BYTES; in clusters of CLUSTER in x
 //   of linear.cuh   sizes, a, w, slots, aliasing; a_skip is 0
 //   vectors         N a multiple of 8; out, extra 16-byte aligned, their pitches multiples of 8; slots anywhere
-//   maps            a: [M, K] in boxes of BM x 64; w: [N, K] in boxes of BN x 64; 128-byte swizzle
+//   maps            a: [M, K] in boxes of BM x 64; w: [N, K] in boxes of BN / CLUSTER x 64; 128-byte swizzle
 //   fold            bias and quick_gelu alone: partials [M][K / 16], column_sums [N], bias32 [N]; K a multiple of 16
 //   partials_out    residual alone: [rows of out][N / 16], N a multiple of 16; 8-byte aligned
 //   drop            residual alone: M a multiple of drop; of every `drop` rows the first is not stored, the others
@@ -81,9 +84,10 @@ static_assert(sizeof(RowPart) == 8 && sizeof(LinearSm90Args) == 136, "layouts sh
 
 constexpr int PART = 16;  // columns
 
-template <int TILE_M, int TILE_N, bool TWO_TILES> struct HopperTile {
+template <int TILE_M, int TILE_N, bool TWO_TILES, int BLOCKS = 1> struct HopperTile {
     static constexpr int BM = TILE_M, BN = TILE_N;
     static constexpr bool PINGPONG = TWO_TILES;
+    static constexpr int CLUSTER = BLOCKS;  // each has a tile, one below the other, and they share W
     static constexpr int BK = 64;
     static constexpr int GROUP_M = PINGPONG ? BM : BM / 2;  // rows of a warp group
     static constexpr int HIGH = GROUP_M / 64;               // wgmmas, one above the other
@@ -98,6 +102,8 @@ template <int TILE_M, int TILE_N, bool TWO_TILES> struct HopperTile {
     static constexpr int SHARED_BYTES = BESIDE + STAGES * STAGE_BYTES;
     static constexpr int READERS = (PINGPONG ? 1 : 2) * 4;  // warps that multiply a tile
 
+    static_assert(CLUSTER == 1 || CLUSTER == 2, "blocks that take turns to fetch W for both");
+    static_assert(BN / CLUSTER % 8 == 0, "a share of W is whole eights of rows");
     static_assert(GROUP_M == 64 || GROUP_M == 128, "one wgmma high or two");
     static_assert(BN % 16 == 0 && BN >= 16 && BN <= 256, "what wgmma and a box have");
     static_assert(HIGH * SUMS <= 160, "sums, and what the epilogue needs, in 224 registers");
@@ -145,34 +151,48 @@ template <class Tile> struct Cursor {
     }
 };
 
-// The tiles of this block, in order.
+// The tiles of a block, or of a cluster: first, first + step, .. below count. Of a cluster's two, one below the other,
+// the second may lie outside of D: it is computed, of zeros, and not stored.
 template <class Tile> struct Tiles {
-    int m_tiles, n_tiles, count;
-    PTX_INLINE explicit Tiles(const LinearArgs &args)
-        : m_tiles(ceil_div(args.m, Tile::BM)), n_tiles(ceil_div(args.n, Tile::BN)), count(m_tiles * n_tiles) {}
+    int m_tiles, n_tiles, count, first, step, rank;
+    PTX_INLINE Tiles(const LinearArgs &args, int block, int blocks)
+        : m_tiles(ceil_div(args.m, Tile::BM * Tile::CLUSTER)), n_tiles(ceil_div(args.n, Tile::BN)),
+          count(m_tiles * n_tiles), first(block / Tile::CLUSTER), step(blocks / Tile::CLUSTER),
+          rank(block % Tile::CLUSTER) {}
     PTX_INLINE TileAt at(int tile) const {
         const TileAt in_tiles = linear_tile_at(tile, m_tiles, n_tiles);
-        return TileAt{in_tiles.m * Tile::BM, in_tiles.n * Tile::BN};
+        return TileAt{(in_tiles.m * Tile::CLUSTER + rank) * Tile::BM, in_tiles.n * Tile::BN};
     }
 };
 
 // ----------------------------------------------------------------------------------------------------------
-// The ring's one writer.
+// The ring's one writer; of a cluster's rings, two.
+
+// The box of W at (k, n) into `stage`: by a cluster in halves, each by one block for both.
+template <class Tile>
+PTX_INLINE void load_w(unsigned char *stage, const TensorMap *w, int k, int n, Mbarrier *full) {
+    if (Tile::CLUSTER == 1) {
+        tma_load_2d(stage + Tile::A_BYTES, w, k, n, full);
+    } else {
+        const int share = Tile::BN / Tile::CLUSTER * cluster_rank();
+        tma_load_2d_multicast(stage + Tile::A_BYTES + share * 128, w, k, n + share, full, 3);
+    }
+}
 
 template <class Tile>
 PTX_INLINE void produce(const Places<Tile> &at, const TensorMap *a, const TensorMap *w, const LinearArgs &args) {
-    const Tiles<Tile> tiles(args);
+    const Tiles<Tile> tiles(args, block_x(), grid_x());
     const int steps = ceil_div(args.k, Tile::BK);
     Cursor<Tile> cursor;
     // Nobody has to empty the ring's first stages, and W is there before the launches that this one waits for are done.
     const int ahead = steps < Tile::STAGES ? steps : Tile::STAGES;
-    for (int tile = block_x(); tile < tiles.count; tile += grid_x()) {
+    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
         const TileAt from = tiles.at(tile);
-        const bool first = tile == block_x();
+        const bool first = tile == tiles.first;
         if (first) {
             for (int s = 0; s < ahead; s++) {
                 mbarrier_arrive_expect(&at.full[s], Tile::STAGE_BYTES);
-                tma_load_2d(at.ring + s * Tile::STAGE_BYTES + Tile::A_BYTES, w, s * Tile::BK, from.n, &at.full[s]);
+                load_w<Tile>(at.ring + s * Tile::STAGE_BYTES, w, s * Tile::BK, from.n, &at.full[s]);
             }
             grid_wait();
         }
@@ -181,9 +201,13 @@ PTX_INLINE void produce(const Places<Tile> &at, const TensorMap *a, const Tensor
             unsigned char *stage = at.ring + cursor.stage * Tile::STAGE_BYTES;
             Mbarrier *full = &at.full[cursor.stage];
             if (!first || step >= ahead) {
-                mbarrier_wait(&at.empty[cursor.stage], cursor.parity ^ 1);
+                if (Tile::CLUSTER == 1) {
+                    mbarrier_wait(&at.empty[cursor.stage], cursor.parity ^ 1);
+                } else {
+                    mbarrier_wait_cluster(&at.empty[cursor.stage], cursor.parity ^ 1);
+                }
                 mbarrier_arrive_expect(full, Tile::STAGE_BYTES);
-                tma_load_2d(stage + Tile::A_BYTES, w, step * Tile::BK, from.n, full);
+                load_w<Tile>(stage, w, step * Tile::BK, from.n, full);
             }
             tma_load_2d(stage, a, step * Tile::BK, from.m, full);
             cursor.next();
@@ -230,12 +254,12 @@ constexpr int GIVERS = 3;  // warps
 template <class Tile, Epilogue E>
 PTX_INLINE void give(const Places<Tile> &at, const LinearSm90Args &args) {
     const LinearArgs &linear = args.linear;
-    const Tiles<Tile> tiles(linear);
+    const Tiles<Tile> tiles(linear, block_x(), grid_x());
     const int giver = warp() - 1;
     grid_wait();
     int turn = 0;
 #pragma unroll 1
-    for (int tile = block_x(); tile < tiles.count; tile += grid_x(), turn++) {
+    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step, turn++) {
         const TileAt from = tiles.at(tile);
         unsigned char *rows = at.given + turn % 2 * Tile::GIVEN_BYTES, *columns = rows + Tile::BM * 8;
         mbarrier_wait(&at.taken[turn % 2], turn / 2 % 2 ^ 1);
@@ -347,7 +371,7 @@ PTX_INLINE void store_sums(const LinearSm90Args &args, const float (&sums)[Tile:
     const int g = lane() / 4, t = lane() % 4;
     const int row = row0 + g + (WIDE ? half : t / 2) * 8, n = n0 + column + (WIDE ? t : t % 2) * CHUNK;
     const bool live = row < linear.m && n < linear.n;  // N is a multiple of 8: all eight, or none
-    if (Tile::HIGH > 1) {
+    if (Tile::HIGH * Tile::SUMS >= 128) {
         warp_barrier();  // for ptxas, which would otherwise begin several at once and run out of registers
     }
     unsigned words[4] = {};
@@ -441,6 +465,17 @@ PTX_INLINE void multiply_stage(Sums<Tile> &sums, const unsigned char *a, const u
     wgmma_commit();
 }
 
+// This warp is done with a stage: to the one who fills it, to both where they fill each other's.
+template <class Tile> PTX_INLINE void release(Mbarrier *empty) {
+    if (Tile::CLUSTER == 1) {
+        if (lane() == 0) {
+            mbarrier_arrive(empty);
+        }
+    } else if (lane() < Tile::CLUSTER) {
+        mbarrier_arrive_cluster(empty, lane());
+    }
+}
+
 template <class Tile>
 PTX_INLINE void multiply_tile(Sums<Tile> &sums, const Places<Tile> &at, Cursor<Tile> &cursor, int group, int steps) {
     Mbarrier *before = nullptr;  // empty[] of the stage that is still read
@@ -451,8 +486,8 @@ PTX_INLINE void multiply_tile(Sums<Tile> &sums, const Places<Tile> &at, Cursor<T
         const unsigned char *a = stage + (Tile::PINGPONG ? 0 : group * Tile::GROUP_M * 128);
         multiply_stage<Tile>(sums, a, stage + Tile::A_BYTES, step == 0);
         wgmma_wait<1>();
-        if (before != nullptr && lane() == 0) {
-            mbarrier_arrive(before);  // a stage behind: the tensor cores always have one more to do
+        if (before != nullptr) {
+            release<Tile>(before);  // a stage behind: the tensor cores always have one more to do
         }
         before = &at.empty[cursor.stage];
         cursor.next();
@@ -464,20 +499,18 @@ PTX_INLINE void multiply_tile(Sums<Tile> &sums, const Places<Tile> &at, Cursor<T
     for (int i = 0; i < Tile::HIGH; i++) {
         wgmma_wait<0>(sums[i]);
     }
-    if (lane() == 0) {
-        mbarrier_arrive(before);
-    }
+    release<Tile>(before);
 }
 
 template <class Tile, Epilogue E>
 PTX_INLINE void consume(const Places<Tile> &at, const LinearSm90Args &args, int group) {
-    const Tiles<Tile> tiles(args.linear);
+    const Tiles<Tile> tiles(args.linear, block_x(), grid_x());
     const int steps = ceil_div(args.linear.k, Tile::BK);
     Cursor<Tile> cursor;
     grid_wait();
     int turn = 0;
 #pragma unroll 1
-    for (int tile = block_x(); tile < tiles.count; tile += grid_x(), turn++) {
+    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step, turn++) {
         if (Tile::PINGPONG && turn % 2 != group) {
             cursor.skip(steps);
             continue;
@@ -510,7 +543,7 @@ PTX_INLINE void linear(const TensorMap *a, const TensorMap *w, const LinearSm90A
         tma_prefetch(w);
         for (int s = 0; s < Tile::STAGES; s++) {
             mbarrier_init(&at.full[s], 1);
-            mbarrier_init(&at.empty[s], Tile::READERS);
+            mbarrier_init(&at.empty[s], Tile::READERS * Tile::CLUSTER);
         }
         for (int i = 0; i < 2; i++) {
             mbarrier_init(&at.ready[i], GIVERS * WARP);
@@ -519,7 +552,11 @@ PTX_INLINE void linear(const TensorMap *a, const TensorMap *w, const LinearSm90A
         }
         fence_mbarrier_init();
     }
-    block_barrier();  // the mbarriers are there for all
+    if (Tile::CLUSTER == 1) {
+        block_barrier();  // the mbarriers are there for all
+    } else {
+        cluster_barrier();  // for the other block as well
+    }
     grid_launch_dependents();
     const int group = warp() / 4;
     if (group == 0) {
@@ -532,6 +569,9 @@ PTX_INLINE void linear(const TensorMap *a, const TensorMap *w, const LinearSm90A
     } else {
         set_registers_inc<CONSUMER_REGISTERS>();
         consume<Tile, E>(at, args, group - 1);
+    }
+    if (Tile::CLUSTER > 1) {
+        cluster_barrier();  // nobody returns while the other still writes into its ring, or arrives at its mbarriers
     }
 }
 

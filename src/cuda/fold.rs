@@ -30,7 +30,7 @@ parameters! {
 /// Rows of a block, one a warp.
 const ROWS: usize = 4;
 
-pub(crate) const ENTRY: Entry = Entry { name: "fold_norm", threads: 32 * ROWS as u32, shared: 0 };
+pub(crate) const ENTRY: Entry = Entry::new("fold_norm", 32 * ROWS as u32, 0);
 
 /// The loaded kernel.
 #[derive(Debug)]

@@ -134,41 +134,46 @@ pub(crate) struct Variant {
 
 const fn variant(name: &'static str, kind: Kind, rows: usize, columns: usize, flags: (bool, usize)) -> Variant {
     let tile = Tile { rows, columns, pingpong: flags.0, cluster: flags.1 };
-    let entry = Entry { name, threads: 384, shared: tile.shared_bytes() as u32 };
+    let entry = Entry::new(name, 384, tile.shared_bytes() as u32).programmatic().cluster(tile.cluster as u32);
     Variant { kind, tile, entry }
 }
 
 /// Two groups at one tile; at a tile each; the same by two blocks that share W.
 const ONE: (bool, usize) = (false, 1);
-const TURNS: (bool, usize) = (true, 1);
+const ONE_SHARED: (bool, usize) = (false, 2);
+const TURNS_SHARED: (bool, usize) = (true, 2);
 
 /// Every kernel of linear_sm90.cu.
 pub(crate) const VARIANTS: &[Variant] = &[
-    variant("linear_sm90_bias_64x240_pp", Kind::Bias, 64, 240, TURNS),
-    variant("linear_sm90_bias_64x256_pp", Kind::Bias, 64, 256, TURNS),
-    variant("linear_sm90_bias_128x160_pp", Kind::Bias, 128, 160, TURNS),
+    variant("linear_sm90_bias_64x192_pp_c2", Kind::Bias, 64, 192, TURNS_SHARED),
+    variant("linear_sm90_bias_64x240_pp_c2", Kind::Bias, 64, 240, TURNS_SHARED),
+    variant("linear_sm90_bias_64x256_pp_c2", Kind::Bias, 64, 256, TURNS_SHARED),
     variant("linear_sm90_bias_128x240", Kind::Bias, 128, 240, ONE),
     variant("linear_sm90_bias_128x256", Kind::Bias, 128, 256, ONE),
-    variant("linear_sm90_quick_gelu_64x256_pp", Kind::QuickGelu, 64, 256, TURNS),
-    variant("linear_sm90_quick_gelu_128x128_pp", Kind::QuickGelu, 128, 128, TURNS),
-    variant("linear_sm90_quick_gelu_128x160_pp", Kind::QuickGelu, 128, 160, TURNS),
+    variant("linear_sm90_bias_128x256_c2", Kind::Bias, 128, 256, ONE_SHARED),
+    variant("linear_sm90_quick_gelu_64x256_pp_c2", Kind::QuickGelu, 64, 256, TURNS_SHARED),
+    variant("linear_sm90_quick_gelu_128x128_pp_c2", Kind::QuickGelu, 128, 128, TURNS_SHARED),
+    variant("linear_sm90_quick_gelu_128x160_pp_c2", Kind::QuickGelu, 128, 160, TURNS_SHARED),
     variant("linear_sm90_quick_gelu_128x256", Kind::QuickGelu, 128, 256, ONE),
-    variant("linear_sm90_gelu_64x256_pp", Kind::Gelu, 64, 256, TURNS),
-    variant("linear_sm90_gelu_128x128_pp", Kind::Gelu, 128, 128, TURNS),
-    variant("linear_sm90_gelu_128x160_pp", Kind::Gelu, 128, 160, TURNS),
-    variant("linear_sm90_residual_64x176_pp", Kind::Residual, 64, 176, TURNS),
-    variant("linear_sm90_residual_64x208_pp", Kind::Residual, 64, 208, TURNS),
-    variant("linear_sm90_residual_64x256_pp", Kind::Residual, 64, 256, TURNS),
-    variant("linear_sm90_residual_128x128_pp", Kind::Residual, 128, 128, TURNS),
-    variant("linear_sm90_residual_128x160_pp", Kind::Residual, 128, 160, TURNS),
-    variant("linear_sm90_residual_128x176", Kind::Residual, 128, 176, ONE),
+    variant("linear_sm90_quick_gelu_128x256_c2", Kind::QuickGelu, 128, 256, ONE_SHARED),
+    variant("linear_sm90_gelu_64x224_pp_c2", Kind::Gelu, 64, 224, TURNS_SHARED),
+    variant("linear_sm90_gelu_64x256_pp_c2", Kind::Gelu, 64, 256, TURNS_SHARED),
+    variant("linear_sm90_gelu_128x160_pp_c2", Kind::Gelu, 128, 160, TURNS_SHARED),
+    variant("linear_sm90_residual_64x176_pp_c2", Kind::Residual, 64, 176, TURNS_SHARED),
+    variant("linear_sm90_residual_64x192_pp_c2", Kind::Residual, 64, 192, TURNS_SHARED),
+    variant("linear_sm90_residual_64x208_pp_c2", Kind::Residual, 64, 208, TURNS_SHARED),
+    variant("linear_sm90_residual_64x256_pp_c2", Kind::Residual, 64, 256, TURNS_SHARED),
+    variant("linear_sm90_residual_128x128_pp_c2", Kind::Residual, 128, 128, TURNS_SHARED),
+    variant("linear_sm90_residual_128x176_c2", Kind::Residual, 128, 176, ONE_SHARED),
     variant("linear_sm90_residual_128x208", Kind::Residual, 128, 208, ONE),
-    variant("linear_sm90_embed_64x176_pp", Kind::Embed, 64, 176, TURNS),
-    variant("linear_sm90_embed_64x208_pp", Kind::Embed, 64, 208, TURNS),
-    variant("linear_sm90_embed_128x128_pp", Kind::Embed, 128, 128, TURNS),
-    variant("linear_sm90_scatter_64x256_pp", Kind::Scatter, 64, 256, TURNS),
-    variant("linear_sm90_scatter_128x160_pp", Kind::Scatter, 128, 160, TURNS),
+    variant("linear_sm90_residual_128x208_c2", Kind::Residual, 128, 208, ONE_SHARED),
+    variant("linear_sm90_embed_64x192_pp_c2", Kind::Embed, 64, 192, TURNS_SHARED),
+    variant("linear_sm90_embed_64x208_pp_c2", Kind::Embed, 64, 208, TURNS_SHARED),
+    variant("linear_sm90_embed_64x256_pp_c2", Kind::Embed, 64, 256, TURNS_SHARED),
+    variant("linear_sm90_scatter_64x256_pp_c2", Kind::Scatter, 64, 256, TURNS_SHARED),
+    variant("linear_sm90_scatter_128x160_pp_c2", Kind::Scatter, 128, 160, TURNS_SHARED),
     variant("linear_sm90_scatter_128x256", Kind::Scatter, 128, 256, ONE),
+    variant("linear_sm90_scatter_128x256_c2", Kind::Scatter, 128, 256, ONE_SHARED),
 ];
 
 /// What one tile costs, in clocks of a multiprocessor of an H200, and a whole layer by it.

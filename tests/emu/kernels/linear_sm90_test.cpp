@@ -11,17 +11,19 @@
 using namespace check;
 
 // Small tiles, for what a tile can be: sums of one wgmma or two, a last half of 32 columns or none.
-#define ENTRY(name, epilogue, bm, bn, two)                                                                   \
+#define ENTRY(name, epilogue, ...)                                                                           \
     extern "C" __global__ void __launch_bounds__(3 * WARP_GROUP, 1)                                          \
         name(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap w,                       \
              const __grid_constant__ LinearSm90Args args) {                                                  \
-        hopper::linear<HopperTile<bm, bn, two>, Epilogue::epilogue>(&a, &w, args);                           \
+        hopper::linear<HopperTile<__VA_ARGS__>, Epilogue::epilogue>(&a, &w, args);                           \
     }
 #define TILES(kernel, epilogue)                      \
     ENTRY(kernel##_128x48, epilogue, 128, 48, false) \
     ENTRY(kernel##_256x32, epilogue, 256, 32, false) \
     ENTRY(kernel##_64x32_pp, epilogue, 64, 32, true) \
-    ENTRY(kernel##_128x16_pp, epilogue, 128, 16, true)
+    ENTRY(kernel##_128x16_pp, epilogue, 128, 16, true) \
+    ENTRY(kernel##_128x48_c2, epilogue, 128, 48, false, 2) \
+    ENTRY(kernel##_64x32_pp_c2, epilogue, 64, 32, true, 2)
 #ifndef EPILOGUES
 #define EPILOGUES            \
     EACH(BIAS, bias)             \
@@ -51,11 +53,11 @@ TensorMap map_of(const fp16 *first, int rows, int columns, int pitch, int box_ro
 template <class Tile, auto kernel>
 emu::Fault launch(const char *name, const LinearSm90Args &args, unsigned long long seed) {
     const LinearArgs &l = args.linear;
-    // One block for all tiles, some, or one for each.
-    const int tiles = hopper::Tiles<Tile>(l).count, blocks = seed % 3 == 0 ? 1 : seed % 3 == 1 ? (tiles + 2) / 3 : tiles;
-    return emu::launch_seed<kernel>(name, seed, emu::Dim(blocks), emu::Dim(Tile::THREADS), Tile::SHARED_BYTES, kernel,
-                                    map_of(l.a, l.m, l.k, l.a_pitch, Tile::BM), map_of(l.w, l.n, l.k, l.w_pitch, Tile::BN),
-                                    args);
+    // One block, or cluster, for all tiles, some, or one for each.
+    const int tiles = hopper::Tiles<Tile>(l, 0, 1).count, some = seed % 3 == 0 ? 1 : seed % 3 == 1 ? (tiles + 2) / 3 : tiles;
+    return emu::launch_cluster_seed<kernel>(
+        name, seed, Tile::CLUSTER, emu::Dim(some * Tile::CLUSTER), emu::Dim(Tile::THREADS), Tile::SHARED_BYTES, kernel,
+        map_of(l.a, l.m, l.k, l.a_pitch, Tile::BM), map_of(l.w, l.n, l.k, l.w_pitch, Tile::BN / Tile::CLUSTER), args);
 }
 
 template <class Tile, Epilogue E, auto kernel>
@@ -210,7 +212,34 @@ template <class Tile, auto kernel> void leaves_statistics(const char *name, unsi
     demand(errors.worst <= 0.52, "close:", name);
 }
 
-template <Epilogue E, auto coop, auto high, auto pair, auto flat> void all(const char *name, unsigned long long seed) {
+// Whatever the shape and the number of blocks, each tile is somebody's, once; those outside of D are a cluster's alone.
+template <class Tile> void covers() {
+    LinearArgs args = {};
+    for (args.m = 1; args.m < 40 * Tile::BM; args.m += 3 * Tile::BM + 5) {
+        for (args.n = 8; args.n < 9 * Tile::BN; args.n += Tile::BN + 8) {
+            const int m_tiles = ceil_div(args.m, Tile::BM), n_tiles = ceil_div(args.n, Tile::BN);
+            for (int blocks = Tile::CLUSTER; blocks <= 132; blocks += 10 * Tile::CLUSTER) {
+                std::vector<int> seen(static_cast<std::size_t>((m_tiles + 1) * n_tiles));
+                for (int block = 0; block < blocks; block++) {
+                    const hopper::Tiles<Tile> tiles(args, block, blocks);
+                    for (int tile = tiles.first; tile < tiles.count; tile += tiles.step) {
+                        const TileAt at = tiles.at(tile);
+                        demand(at.m % Tile::BM == 0 && at.n % Tile::BN == 0, "tiles lie side by side");
+                        const int m = at.m / Tile::BM, n = at.n / Tile::BN;
+                        demand(m < m_tiles + (Tile::CLUSTER > 1) && n < n_tiles, "a tile lies outside");
+                        demand(seen[static_cast<std::size_t>(m * n_tiles + n)]++ == 0, "a tile is done twice");
+                    }
+                }
+                for (int i = 0; i < m_tiles * n_tiles; i++) {
+                    demand(seen[static_cast<std::size_t>(i)] == 1, "a tile is left out");
+                }
+            }
+        }
+    }
+}
+
+template <Epilogue E, auto coop, auto high, auto pair, auto flat, auto coop2, auto pair2>
+void all(const char *name, unsigned long long seed) {
     const Case cases[] = {
         {150, 136, 840, 50, 0, 0, 0}, {70, 200, 40, 35, 8, 0, 0}, {258, 24, 592, 43, 16, 0, 8},
         {1, 8, 1, 1, 0, 0, 0},        {64, 64, 289, 16, 0, 0, 0},
@@ -219,19 +248,24 @@ template <Epilogue E, auto coop, auto high, auto pair, auto flat> void all(const
     using High = HopperTile<256, 32, false>;
     using Pair = HopperTile<64, 32, true>;
     using Flat = HopperTile<128, 16, true>;
+    using Coop2 = HopperTile<128, 48, false, 2>;
+    using Pair2 = HopperTile<64, 32, true, 2>;
     for (Case c : cases) {
         c.shift = E == Epilogue::SCATTER ? static_cast<int>(seed) % 9 : c.shift;
         c.out_extra += E == Epilogue::SCATTER ? static_cast<int>(seed) % 4 : 0;
         const auto one = run<Coop, E, coop>((std::string(name) + "_128x48").c_str(), c, seed);
         demand(same_bits(one, run<High, E, high>((std::string(name) + "_256x32").c_str(), c, seed)) &&
                    same_bits(one, run<Pair, E, pair>((std::string(name) + "_64x32_pp").c_str(), c, seed)) &&
-                   same_bits(one, run<Flat, E, flat>((std::string(name) + "_128x16_pp").c_str(), c, seed)),
+                   same_bits(one, run<Flat, E, flat>((std::string(name) + "_128x16_pp").c_str(), c, seed)) &&
+                   same_bits(one, run<Coop2, E, coop2>((std::string(name) + "_128x48_c2").c_str(), c, seed)) &&
+                   same_bits(one, run<Pair2, E, pair2>((std::string(name) + "_64x32_pp_c2").c_str(), c, seed)),
                "bits hang on the tile:", name);
     }
     if constexpr (E == Epilogue::BIAS || E == Epilogue::QUICK_GELU) {
         folds_the_norm<Coop, E, coop>(name, seed);
         folds_the_norm<Pair, E, pair>(name, seed);
         folds_the_norm<Flat, E, flat>(name, seed);
+        folds_the_norm<Pair2, E, pair2>(name, seed);
     }
     if constexpr (E == Epilogue::RESIDUAL) {
         for (const int drop : {0, 10, 2}) {
@@ -246,8 +280,11 @@ template <Epilogue E, auto coop, auto high, auto pair, auto flat> void all(const
 int main() {
     for (const unsigned long long seed : seeds(3)) {
 #define EACH(epilogue, kernel) \
-    all<Epilogue::epilogue, kernel##_128x48, kernel##_256x32, kernel##_64x32_pp, kernel##_128x16_pp>(#kernel, seed);
+    all<Epilogue::epilogue, kernel##_128x48, kernel##_256x32, kernel##_64x32_pp, kernel##_128x16_pp, kernel##_128x48_c2, \
+        kernel##_64x32_pp_c2>(#kernel, seed);
         EPILOGUES
     }
+    covers<HopperTile<128, 48, false>>();
+    covers<HopperTile<64, 32, true, 2>>();
     return 0;
 }
