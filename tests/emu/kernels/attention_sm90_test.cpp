@@ -60,9 +60,9 @@ void both(const emu::Array<fp16> &qkv, const AttentionCase &c, unsigned long lon
     same(some, more, "both kernels");
 }
 
-// Images and heads one by one, in as many blocks as there are tasks: nothing depends on the others.
+// The second head of images one by one: nothing depends on the others.
 void alone(unsigned long long seed) {
-    const AttentionCase all{3, 2, 130, 8, 1.5};
+    const AttentionCase all{3, 2, 120, 8, 1.5};
     emu::Array<fp16> qkv(all.rows() * all.pitch()), out(all.rows() * all.out_pitch());
     fill(qkv, all, seed);
     // The image in the middle is NaN: none of it may reach the others.
@@ -72,20 +72,18 @@ void alone(unsigned long long seed) {
     out.poison();
     run<attention_sm90, 2>("attention_sm90", out, qkv, all, seed, 5);
     for (const int image : {0, 2}) {
-        for (int head = 0; head < 2; head++) {
-            const AttentionCase one{1, 1, 130, 0, 1.5};
-            emu::Array<fp16> part(one.rows() * one.pitch()), result(one.rows() * one.out_pitch());
-            const std::size_t first = static_cast<std::size_t>(image) * 130;
-            for (int t = 0; t < 130; t++) {
-                for (int i = 0; i < 192; i++) {
-                    part[t * 192 + i] = qkv[(first + t) * all.pitch() + i / 64 * 128 + head * 64 + i % 64];
-                }
+        const AttentionCase one{1, 1, all.tokens, 0, 1.5};
+        emu::Array<fp16> part(one.rows() * one.pitch()), result(one.rows() * one.out_pitch());
+        const std::size_t first = static_cast<std::size_t>(image) * all.tokens;
+        for (int t = 0; t < all.tokens; t++) {
+            for (int i = 0; i < 192; i++) {
+                part[t * 192 + i] = qkv[(first + t) * all.pitch() + i / 64 * 128 + 64 + i % 64];
             }
-            run<attention_sm90, 2>("attention_sm90", result, part, one, seed, 100);
-            for (int i = 0; i < 130 * 64; i++) {
-                demand(result[i].bits == out[(first + i / 64) * all.out_pitch() + head * 64 + i % 64].bits,
-                       "an image's bits do not depend on its neighbours");
-            }
+        }
+        run<attention_sm90, 2>("attention_sm90", result, part, one, seed, 100);
+        for (int i = 0; i < all.tokens * 64; i++) {
+            demand(result[i].bits == out[(first + i / 64) * all.out_pitch() + 64 + i % 64].bits,
+                   "an image's bits do not depend on its neighbours");
         }
     }
 }
@@ -106,21 +104,21 @@ void folded(unsigned long long seed) {
     same(plain.copy(), divided.copy(), "1/8 in the scale or in Q");
 }
 
-// What is not finite: in the tail of keys, in the second tile of queries, a head for each of Q, K and V.
+// What is not finite, in the tail of keys and before; a head for K, one for infinite K, one for Q and V.
 void not_finite(unsigned long long seed) {
-    const AttentionCase c{1, 3, 140, 0, 1};
+    const AttentionCase c{1, 3, 120, 0, 1};
     emu::Array<fp16> qkv(c.rows() * c.pitch());
     fill(qkv, c, seed);
     const auto plant = [&](int token, int part, int head, int column, unsigned short bits) {
         qkv[token * c.pitch() + (part * 3 + head) * 64 + column] = fp16{bits};
     };
     constexpr unsigned short NAN_16 = 0x7e00, PLUS = 0x7c00, MINUS = 0xfc00;
-    plant(139, 1, 0, 7, NAN_16);  // K: all rows
+    plant(119, 1, 0, 7, NAN_16);  // K: all rows
     plant(0, 1, 1, 0, PLUS);      // K: +inf for some rows; -inf, a key less, for the others
     plant(115, 1, 1, 2, MINUS);   // the same in the last tile
-    plant(133, 0, 2, 6, NAN_16);  // Q: a row
+    plant(117, 0, 2, 6, NAN_16);  // Q: a row
     plant(3, 0, 2, 0, MINUS);     // Q: a row
-    plant(139, 2, 2, 0, NAN_16);  // V: a column
+    plant(119, 2, 2, 0, NAN_16);  // V: a column
     plant(5, 2, 2, 20, PLUS);
     both(qkv, c, seed, 2);
 }
@@ -133,19 +131,17 @@ int main() {
         int blocks;
     } cases[] = {
         {{2, 2, 50, 0, 1}, 3},      // 4 tasks in 3 blocks, all of one tile
-        {{4, 4, 1, 0, 60}, 2},      // half of the logits far below 0, and no other key; rings go round
+        {{2, 3, 1, 0, 60}, 1},      // half of the logits far below 0, and no other key; rings go round
         {{1, 1, 1, 8, 1}, 1},
         {{1, 2, 7, 0, 1}, 2},
-        {{1, 1, 64, 0, 1}, 1},
+        {{1, 1, 64, 0, 0}, 1},
         {{1, 1, 111, 0, 1}, 1},
         {{2, 1, 112, 16, 12}, 1},   // no tail of keys
         {{1, 2, 113, 8, 1.5}, 1},   // a tail of one
         {{1, 1, 130, 0, 60}, 1},
-        {{1, 3, 177, 0, 1}, 2},
+        {{1, 2, 177, 0, 1}, 3},
         {{1, 1, 224, 0, 12}, 2},
-        {{1, 1, 250, 0, 0}, 1},
         {{1, 1, 353, 16, 2}, 1},    // tasks of 4 tiles in one block, tails of both
-        {{1, 1, 560, 0, 1}, 3},     // 5 tiles, no tail of keys
     };
     for (const auto &[c, blocks] : cases) {
         for (const unsigned long long seed : seeds(2)) {
