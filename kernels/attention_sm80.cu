@@ -1,9 +1,4 @@
-// attention_sm80.cu: softmax attention without a T x T matrix, for every GPU from sm_80 on.
-//
-//     O[t] = softmax over j of (Q[t] . K[j] / 8)  times V        per image and head, non-causal, HS = 64
-//
-//     qkv [B T, qkv_pitch]: a row is Q, K, V of a token, each C = NH 64 wide, head by head        fp16
-//     out [B T, out_pitch]: C wide, head by head                                                  fp16
+// attention_sm80.cu: the attention of attention.cuh for every GPU from sm_80 on.
 //
 // Who computes what. A block has 4 warps and 64 (attention) or 128 (attention_128) queries of one head; a
 // warp has 16 or 32 of them and sees all keys, KEYS = 112 at a time: 11 such tiles hold T = 1226 with 6
@@ -34,23 +29,14 @@
 //   alignment   qkv, out 16 bytes; pitches multiples of 8, qkv_pitch >= 192 heads, out_pitch >= 64 heads
 //   aliasing    none
 //
-// Numerics: Q K^T in f32 over k = 0, 16, 32, 48; the softmax in f32, base 2, with log2(e) / 8 in the one
-// multiplication of the exponent; maxima are kept as rounded products, so that a factor that rounding leaves
-// in the exponentials is the same for a whole row and cancels (logits up to 2^24). P <= 1 is rounded to fp16
-// for P V, the row sums add the unrounded P; O / l is rounded once. Tiles are fixed by T, rows do not mix:
-// bits depend on nothing else. Keys beyond T have P = 0 and V = 0. A NaN reaches every output that it should.
-//
-// Source: online softmax: Milakov and Gimelshein 2018 (arXiv 1805.02867); in tiles: FlashAttention-2 (arXiv
-// 2307.08691). Oracle: src/cpu/attention.rs, which does not round P.
+// Formula, numerics and source: attention.cuh.
 
-#include "numerics.cuh"
+#include "attention.cuh"
 
 namespace {
 
-constexpr int HS = 64;
 constexpr int KEYS = 112;  // of a tile; 56 f32 of scores per lane and 16 queries
 constexpr int WARPS = 4, THREADS = WARPS * WARP;
-constexpr int ROW_BYTES = HS * 2, ACROSS = HS / CHUNK;
 constexpr int TILE_BYTES = KEYS * ROW_BYTES;
 constexpr float SCALE = 0.125f * LOG2_E;
 
@@ -92,11 +78,10 @@ PTX_INLINE void copy_tile(unsigned char *to, const fp16 *&at, int width, int lef
     }
 }
 
-// The running state of a warp's 16 M queries; [.][0] is row g, [.][1] row g + 8.
+// The running state of a warp's 16 M queries.
 template <int M> struct Rows {
     float o[M][HS / 8][4];  // P V so far
-    float top[M][2];        // greatest score so far, times SCALE, rounded
-    float sum[M][2];        // of P, this lane's columns
+    RowPair pair[M];
 };
 template <int M> using Scores = float[M][KEYS / 8][4];
 
@@ -125,68 +110,15 @@ template <int M> PTX_INLINE void score(Scores<M> &s, const unsigned char *q, con
     }
 }
 
-// Scores of keys from `keys` on become -inf.
-template <int M> PTX_INLINE void mask(Scores<M> &s, int keys) {
-#pragma unroll
-    for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            const bool beyond = j * 8 + lane() % 4 * 2 + c % 2 >= keys;
-#pragma unroll
-            for (int i = 0; i < M; i++) {
-                s[i][j][c] = beyond ? bits_to_f32(0xff800000u) : s[i][j][c];
-            }
-        }
-    }
-}
-
-// S becomes P; what was summed so far shrinks to the new maxima.
-template <int M> PTX_INLINE void softmax(Scores<M> &s, Rows<M> &rows) {
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float top = max_f32(s[i][0][2 * half], s[i][0][2 * half + 1]);
-#pragma unroll
-            for (int j = 1; j < KEYS / 8; j++) {
-                top = max_f32(top, max_f32(s[i][j][2 * half], s[i][j][2 * half + 1]));
-            }
-            top = max_f32(top, shuffle_xor(top, 1));
-            top = max_f32(top, shuffle_xor(top, 2));
-            top = max_f32(rows.top[i][half], top * SCALE);
-            const float decay = exp2_approx(rows.top[i][half] - top);  // 0 in the first tile
-            rows.top[i][half] = top;
-            float sum = rows.sum[i][half] * decay;
-#pragma unroll
-            for (int j = 0; j < KEYS / 8; j++) {
-#pragma unroll
-                for (int c = 2 * half; c < 2 * half + 2; c++) {
-                    s[i][j][c] = exp2_approx(fma_rn(s[i][j][c], SCALE, -top));
-                    sum += s[i][j][c];
-                }
-            }
-            rows.sum[i][half] = sum;
-#pragma unroll
-            for (int j = 0; j < HS / 8; j++) {
-                rows.o[i][j][2 * half] *= decay;
-                rows.o[i][j][2 * half + 1] *= decay;
-            }
-        }
-    }
-}
-
 // O += P V.
-template <int M> PTX_INLINE void accumulate(Rows<M> &rows, const Scores<M> &p, const unsigned char *v) {
+template <int M> PTX_INLINE void accumulate(Rows<M> &rows, Scores<M> &p, const unsigned char *v) {
     const int v_at = place(lane() % 16, lane() / 16);
 #pragma unroll
     for (int key = 0; key < KEYS / 8; key += 2) {
         unsigned a[M][4];
 #pragma unroll
         for (int i = 0; i < M; i++) {
-            a[i][0] = pack_fp16x2(p[i][key][0], p[i][key][1]);
-            a[i][1] = pack_fp16x2(p[i][key][2], p[i][key][3]);
-            a[i][2] = pack_fp16x2(p[i][key + 1][0], p[i][key + 1][1]);
-            a[i][3] = pack_fp16x2(p[i][key + 1][2], p[i][key + 1][3]);
+            fragment(a[i], p[i], key / 2);
         }
 #pragma unroll
         for (int d = 0; d < HS / 8; d += 2) {
@@ -210,10 +142,7 @@ PTX_INLINE void store(fp16 *out, unsigned char *stage, Rows<M> &rows, int first,
     for (int i = 0; i < M; i++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float sum = rows.sum[i][half];
-            sum += shuffle_xor(sum, 1);
-            sum += shuffle_xor(sum, 2);
-            const float scale = rcp_approx(sum);
+            const float scale = inverse(rows.pair[i].sum[half]);
             const int row = row0 + i * 16 + half * 8 + lane() / 4;
 #pragma unroll
             for (int j = 0; j < HS / 8; j++) {
@@ -251,7 +180,7 @@ PTX_INLINE void attend(fp16 *out, const fp16 *qkv, int tokens, int heads, int qk
     Rows<M> rows = {};
 #pragma unroll
     for (int i = 0; i < M; i++) {
-        rows.top[i][0] = rows.top[i][1] = bits_to_f32(0xff800000u);  // -inf
+        rows.pair[i] = new_rows();
     }
     int now = 0;  // offset of this tile's K and V
 #pragma unroll 1
@@ -266,9 +195,20 @@ PTX_INLINE void attend(fp16 *out, const fp16 *qkv, int tokens, int heads, int qk
         Scores<M> s = {};
         score<M>(s, q, tiles + now);
         if (key + KEYS > tokens) {
-            mask<M>(s, tokens - key);
+#pragma unroll
+            for (int i = 0; i < M; i++) {
+                mask(s[i], tokens - key);
+            }
         }
-        softmax<M>(s, rows);
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float decay = raise_top(s[i], rows.pair[i], half, SCALE);
+                exponentiate(s[i], rows.pair[i], half, SCALE);
+                shrink(rows.o[i], half, decay);
+            }
+        }
         accumulate<M>(rows, s, tiles + now + TILE_BYTES);
         now = next;
     }

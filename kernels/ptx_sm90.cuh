@@ -234,6 +234,11 @@ PTX_INLINE unsigned long long descriptor_n_major(const void *tile, int columns_6
     return matrix_descriptor(tile, columns_64, 1024);
 }
 
+// That of what lies `bytes` further, without the arithmetic of an address.
+PTX_INLINE unsigned long long descriptor_after(unsigned long long matrix, int bytes) {
+    return matrix + static_cast<unsigned long long>(bytes >> 4);
+}
+
 PTX_INLINE void wgmma_fence() {
 #if defined(__CUDACC__)
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -266,6 +271,16 @@ template <int GROUPS, int COUNT> PTX_INLINE void wgmma_wait(float (&d)[COUNT]) {
     }
 #else
     emu::wgmma_wait(GROUPS, d);
+#endif
+}
+
+// After the wait of what wgmma_rs reads from registers: until here no compiler uses those for something else.
+template <int COUNT> PTX_INLINE void wgmma_keep(unsigned (&a)[COUNT]) {
+#if defined(__CUDACC__)
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        asm volatile("" : "+r"(a[i])::"memory");
+    }
 #endif
 }
 

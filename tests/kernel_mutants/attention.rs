@@ -1,4 +1,4 @@
-//! Faults in attention_sm80.cu.
+//! Faults in attention_sm80.cu, and in attention.cuh as that uses it.
 
 use crate::mutants;
 
@@ -25,9 +25,8 @@ mutants! { attention:
         "(chunk ^ (row % 8)) * 16; }" => "(chunk ^ (row / 8 % 8)) * 16; }";
     v_not_transposed: "attention_sm80.cu", WRONG,
         "ldmatrix_x4_trans(b, v +" => "ldmatrix_x4(b, v +";
-    fragments_of_p_in_another_order: "attention_sm80.cu", WRONG,
-        "a[i][1] = pack_fp16x2(p[i][key][2], p[i][key][3])" => "a[i][2] = pack_fp16x2(p[i][key][2], p[i][key][3])",
-        "a[i][2] = pack_fp16x2(p[i][key + 1][0]," => "a[i][1] = pack_fp16x2(p[i][key + 1][0],";
+    fragments_of_p_in_another_order: "attention.cuh", WRONG,
+        "a[i] = pack_fp16x2(at(p," => "a[i % 3 == 0 ? i : 3 - i] = pack_fp16x2(at(p,";
     warps_of_two_fragments_overlap: "attention_sm80.cu", WRONG | RACE,
         "place(warp() * 16 * M + lane() % 16" => "place(warp() * 16 + lane() % 16";
     image_offset_by_the_other_pitch: "attention_sm80.cu", WRONG | BOUNDS,
@@ -38,8 +37,8 @@ mutants! { attention:
     // Tails.
     mask_forgotten: "attention_sm80.cu", WRONG,
         "if (key + KEYS > tokens) {" => "if (false) {";
-    mask_one_key_late: "attention_sm80.cu", WRONG,
-        "c % 2 >= keys" => "c % 2 > keys";
+    mask_one_key_late: "attention.cuh", WRONG,
+        "i % 2 >= keys" => "i % 2 > keys";
     keys_beyond_the_end_not_zero: "attention_sm80.cu", BOUNDS | WRONG,
         "const bool live = i < left;" => "const bool live = true;";
     queries_beyond_the_end_read: "attention_sm80.cu", BOUNDS,
@@ -50,16 +49,16 @@ mutants! { attention:
     // The softmax.
     scale_without_log2_e: "attention_sm80.cu", WRONG,
         "SCALE = 0.125f * LOG2_E" => "SCALE = 0.125f";
-    maximum_not_shared: "attention_sm80.cu", WRONG,
+    maximum_not_shared: "attention.cuh", WRONG,
         "top = max_f32(top, shuffle_xor(top, 2));" => "";
-    maximum_of_this_tile_alone: "attention_sm80.cu", WRONG,
-        "max_f32(rows.top[i][half], top * SCALE)" => "top * SCALE";
-    maximum_starts_at_zero: "attention_sm80.cu", WRONG,
-        "rows.top[i][0] = rows.top[i][1] = bits_to_f32(0xff800000u);" => "rows.top[i][0] = rows.top[i][1] = 0.0f;";
-    output_does_not_decay: "attention_sm80.cu", WRONG,
-        "rows.o[i][j][2 * half + 1] *= decay;" => "";
-    sum_does_not_decay: "attention_sm80.cu", WRONG,
-        "rows.sum[i][half] * decay" => "rows.sum[i][half]";
-    sum_of_half_the_lanes: "attention_sm80.cu", WRONG,
+    maximum_of_this_tile_alone: "attention.cuh", WRONG,
+        "max_f32(rows.top[half], top * scale)" => "top * scale";
+    maximum_starts_at_zero: "attention.cuh", WRONG,
+        "RowPair{{minus_infinity(), minus_infinity()}" => "RowPair{{0.0f, 0.0f}";
+    output_does_not_decay: "attention.cuh", WRONG,
+        "at(o, i + 1) *= decay;" => "";
+    sum_does_not_decay: "attention.cuh", WRONG,
+        "rows.sum[half] *= decay;" => "";
+    sum_of_half_the_lanes: "attention.cuh", WRONG,
         "sum += shuffle_xor(sum, 2);" => "";
 }

@@ -13,6 +13,7 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod attention;
+mod attention_sm90;
 mod linear;
 mod pixels;
 mod rows;
@@ -35,6 +36,17 @@ const ALIGNMENT: &str = "misaligned address";
 const BARRIER: &str = "barrier divergence";
 const DIVERGENCE: &str = "warp divergence";
 const IN_FLIGHT: &str = "exit with cp.async in flight";
+// Hopper's.
+const BULK: &str = "race with a bulk copy";
+const EXIT_BULK: &str = "exit with bulk copies in flight";
+const WGMMA: &str = "race with wgmma";
+const EXIT_WGMMA: &str = "exit with wgmma in flight";
+const SUMS: &str = "wgmma in flight";
+const FENCE: &str = "missing wgmma_fence";
+const PROXY: &str = "missing proxy fence";
+const NO_MBARRIER: &str = "no mbarrier";
+const OVERRUN: &str = "mbarrier overrun";
+const DEADLOCK: &str = "deadlock";
 
 /// How long a run may take; the slowest needs two seconds.
 const SECONDS: &str = "60";
@@ -100,6 +112,7 @@ fn passes(program: &str) {
 fn every_file_has_mutants() {
     let tables = [
         include_str!("attention.rs"),
+        include_str!("attention_sm90.rs"),
         include_str!("linear.rs"),
         include_str!("pixels.rs"),
         include_str!("rows.rs"),
