@@ -200,7 +200,7 @@ impl Tower<'_> {
         let kept = mixed.first(images * patches)?; // the last layer's rows without class rows
         for (i, layer) in weights.layers.iter().enumerate() {
             linear.enqueue(stream, normed(&layer.norm1)?, &layer.qkv, &Epilogue::Bias(&qkv))?;
-            attention.enqueue(stream, &mixed, &qkv, tokens)?;
+            attention.enqueue(stream, &mixed, &qkv, tokens, fusions.query_scale)?;
             linear.enqueue(stream, Input::All(&mixed), &layer.out, &add_to_hidden)?;
 
             linear.enqueue(stream, normed(&layer.norm2)?, &layer.fc1, &Epilogue::QuickGelu(&mlp))?;
