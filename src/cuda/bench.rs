@@ -10,6 +10,7 @@ use half::f16;
 
 use super::Gpu;
 use super::arena::MOST_IMAGES;
+use super::attention::SCALE;
 use super::backend::CudaBackend;
 use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Pod, Span, Stream, Zeroable};
 use super::embed_tokens::{TextRow, TokenTable};
@@ -380,7 +381,7 @@ impl Machine {
                 kernels.linear.enqueue(stream, input, &layer, &epilogue)
             }
             Launch::Attention { out, qkv, tokens } => {
-                kernels.attention.enqueue(stream, &out.0, &qkv.0, *tokens)
+                kernels.attention.enqueue(stream, &out.0, &qkv.0, *tokens, SCALE)
             }
             Launch::LayerNorm { out, input, weight, bias } => {
                 let norm = Norm { weight: weight.0.span, bias: bias.0.span };
