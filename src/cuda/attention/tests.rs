@@ -108,8 +108,7 @@ fn refuses_what_breaks_the_contract() {
     let (_qkv, qkv) = bench.poisoned(10, 192, 192);
     let (_out, out) = bench.poisoned(10, 64, 64);
     let refuse = |out: Matrix, qkv: Matrix, tokens: usize, expected: &str| {
-        let result =
-            bench.gpu.kernels.attention.enqueue_in(&bench.stream, Queries::Few, &out, &qkv, tokens);
+        let result = bench.gpu.kernels.attention.enqueue_in(&bench.stream, Queries::Few, &out, &qkv, tokens);
         let error = result.unwrap_err().to_string();
         assert!(error.contains("launch of attention") && error.contains(expected), "{error}");
     };
