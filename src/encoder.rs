@@ -234,8 +234,9 @@ impl Encoder {
 
     /// Makes the first call with each of these numbers of images cost what the tenth does.
     ///
-    /// On a GPU, a graph is captured for every number of images that run together (a larger call is split), and memory
-    /// is pinned for as many decoded images of up to 8 MiB, 256 MiB at most; on the CPU there is nothing to do.
+    /// On a GPU, a graph is captured for every number of images that run together (up to 16; a larger call is split), and
+    /// memory is pinned for as many decoded images of up to 8 MiB, 256 MiB at most; on the CPU there is nothing to do. A
+    /// service gives the sizes that it expects, say `&[1, 2, 4, 8, 12, 16]`: others get their graph at their first call.
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.

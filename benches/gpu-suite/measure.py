@@ -16,7 +16,7 @@ KERNELS = ["linear", "attention", "layer_norm", "patches", "resize", "embed_toke
 # Hopper has these of its own: the portable ones are measured there as well, under this suffix.
 TWINS, PORTABLE = ["linear", "attention"], "_sm80"
 
-# The products of a call with so many images, as groups of [M, N, K]: src/cuda/peers.rs splits 16 into 8, 8.
+# The products of a call with so many images, as groups of [M, N, K]: src/cuda/peers.rs splits 32 into 16, 16.
 LAYERS = {
     "patch_embedding": (1225, 1024, 588),
     "qkv": (1226, 3072, 1024),
@@ -26,7 +26,7 @@ LAYERS = {
     "projector_hidden": (1225, 4096, 1024),
     "projector_out": (1225, 4096, 4096),
 }
-GROUPS = {1: [1], 2: [2], 4: [4], 8: [8], 12: [12], 16: [8, 8], 32: [11, 11, 10]}
+GROUPS = {1: [1], 2: [2], 4: [4], 8: [8], 12: [12], 16: [16], 32: [16, 16]}
 SHAPES = {
     f"{name}/{images}": [[group * rows, n, k] for group in groups]
     for images, groups in GROUPS.items()
@@ -150,8 +150,7 @@ def kernels(run, seconds, result):
     bench(run, seconds, result, KERNELS, TWINS if hopper(run) else ())
 
 
-# Groups of so many images: those of GROUPS, and 16, which no call has.
-TUNED = [1, 2] if TINY else [1, 2, 4, 8, 10, 11, 12, 16]
+TUNED = [1, 2] if TINY else [1, 2, 4, 8, 12, 16]  # images of a group
 
 
 def tune(run, seconds, result):

@@ -44,8 +44,9 @@ use crate::image::decode::Decoded;
 use crate::prompt::Slot;
 use crate::sequence::{POISON, RowChecks};
 
-/// Images in a group, at most: beyond about as many, more are no faster, and cost workspace.
-pub(crate) const MOST_IMAGES: usize = 12;
+/// Images in a group, at most: beyond about as many, more are no faster, and cost workspace. Each number of them has a
+/// graph of its own, so none is padded to another's.
+pub(crate) const MOST_IMAGES: usize = 16;
 /// Bytes of a slot of the upload ring: a 5-megapixel image whole, larger ones in bands. What was decoded into a block
 /// of the pool does not come this way.
 const SLOT_BYTES: usize = 16 << 20;
@@ -460,7 +461,7 @@ fn largest_group(
     let context = stream.context();
     let square = 3 * config.image_size * config.image_size; // bytes
     let need = |images: usize| Workspace::bytes(config, images) + 2 * images * square;
-    for images in [MOST_IMAGES, 8, 6, 4, 3, 2, 1].into_iter().filter(|images| *images <= most) {
+    for images in [MOST_IMAGES, 12, 8, 6, 4, 3, 2, 1].into_iter().filter(|images| *images <= most) {
         let squares = || DeviceMemory::if_room(context, images * square);
         if let (Some(first), Some(second)) = (squares()?, squares()?)
             && let Some(workspace) = Workspace::if_room(stream, config, images)?

@@ -10,6 +10,7 @@ use half::f16;
 
 use super::Gpu;
 use super::arena::MOST_IMAGES;
+use super::attention::SCALE;
 use super::backend::CudaBackend;
 use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Pod, Span, Stream, Zeroable};
 use super::embed_tokens::{TextRow, TokenTable};
@@ -327,7 +328,7 @@ impl Machine {
         match launch {
             Launch::Linear(layer) => self.enqueue_linear(layer),
             Launch::Attention { out, qkv, tokens } => {
-                kernels.attention.enqueue(stream, &out.0, &qkv.0, *tokens)
+                kernels.attention.enqueue(stream, &out.0, &qkv.0, *tokens, SCALE)
             }
             Launch::LayerNorm { out, input, weight, bias } => {
                 let norm = Norm { weight: weight.0.span, bias: bias.0.span };

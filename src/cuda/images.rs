@@ -19,6 +19,7 @@ pub(crate) const STEMS: &[&str] = &[
     "linear_sm80",
     "linear_sm90",
     "attention_sm80",
+    "attention_sm90",
     "layer_norm",
     "patches",
     "resize",

@@ -239,7 +239,7 @@ impl Kernels {
         let on_hopper = |name: &str| (family == Family::Hopper).then(|| module(name)).transpose();
         Ok(Self {
             linear: Linear::load(&module("linear_sm80")?, on_hopper("linear_sm90")?.as_ref())?,
-            attention: Attention::load(&module("attention_sm80")?)?,
+            attention: Attention::load(&module("attention_sm80")?, on_hopper("attention_sm90")?.as_ref())?,
             layer_norm: LayerNorm::load(&module("layer_norm")?)?,
             patches: Patches::load(&module("patches")?)?,
             resize: Resize::load(&module("resize")?)?,
@@ -256,6 +256,7 @@ pub(crate) fn entries() -> Vec<launch::Entry> {
     let mut entries = linear::ENTRIES.concat();
     entries.extend(linear::sm90::VARIANTS.iter().map(|variant| variant.entry));
     entries.extend(attention::ENTRIES);
+    entries.extend(attention::sm90::ENTRIES);
     entries.extend([layer_norm::ENTRY, patches::ENTRY, fold::ENTRY]);
     entries.extend(resize::ENTRIES);
     entries.extend(embed_tokens::ENTRIES);

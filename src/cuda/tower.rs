@@ -16,6 +16,7 @@
 use half::f16;
 
 use super::Kernels;
+use super::attention::{SCALE, SCALE_OF_DIVIDED};
 use super::driver::{DeviceMemory, Span, Stream};
 use super::fusions::Fusions;
 use super::linear::{Epilogue, Input, MoreOfResidual, PART, RowPart, SlotTable};
@@ -200,7 +201,8 @@ impl Tower<'_> {
         let kept = mixed.first(images * patches)?; // the last layer's rows without class rows
         for (i, layer) in weights.layers.iter().enumerate() {
             linear.enqueue(stream, normed(&layer.norm1)?, &layer.qkv, &Epilogue::Bias(&qkv))?;
-            attention.enqueue(stream, &mixed, &qkv, tokens)?;
+            let scale = if fusions.query_scale { SCALE_OF_DIVIDED } else { SCALE };
+            attention.enqueue(stream, &mixed, &qkv, tokens, scale)?;
             linear.enqueue(stream, Input::All(&mixed), &layer.out, &add_to_hidden)?;
 
             linear.enqueue(stream, normed(&layer.norm2)?, &layer.fc1, &Epilogue::QuickGelu(&mlp))?;

@@ -111,6 +111,17 @@ def materialise(seed, specs):
     return {t.name: formula(seed, t.name, t.shape, t.mean, t.std).to(DTYPES[t.dtype]) for t in specs}
 
 
+def strain(weights, flavour):
+    """What layer norms find hard, by the bias that begins the residual stream: a few channels of +-300 ("massive", as
+    seen in trained towers), or a mean of 30 deviations ("far")."""
+    bias = weights[TOWER + "pre_layrnorm.bias"]
+    if "far" in flavour:
+        bias += 30
+    if "massive" in flavour:
+        bias[5::37] = 300
+        bias[23::37] = -300
+
+
 def digest(weights):
     """sha256 over the tensors' bytes, in the order of their names."""
     h = hashlib.sha256()

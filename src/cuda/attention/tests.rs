@@ -4,7 +4,7 @@ use super::*;
 use crate::cuda::testkit::{Bench, Random, bits, poison, relative_l2, wide};
 
 /// softmax(Q Kᵀ / 8) V of one image, in f64.
-fn exact(qkv: &[f16], tokens: usize, heads: usize) -> Vec<f64> {
+pub(super) fn exact(qkv: &[f16], tokens: usize, heads: usize) -> Vec<f64> {
     let (qkv, width) = (wide(qkv), heads * HEAD_SIZE);
     let part = |token: usize, part: usize, head: usize| {
         &qkv[token * 3 * width + part * width + head * HEAD_SIZE..][..HEAD_SIZE]
@@ -108,7 +108,7 @@ fn refuses_what_breaks_the_contract() {
     let (_qkv, qkv) = bench.poisoned(10, 192, 192);
     let (_out, out) = bench.poisoned(10, 64, 64);
     let refuse = |out: Matrix, qkv: Matrix, tokens: usize, expected: &str| {
-        let result = bench.gpu.kernels.attention.enqueue(&bench.stream, &out, &qkv, tokens);
+        let result = bench.gpu.kernels.attention.enqueue_in(&bench.stream, Queries::Few, &out, &qkv, tokens);
         let error = result.unwrap_err().to_string();
         assert!(error.contains("launch of attention") && error.contains(expected), "{error}");
     };

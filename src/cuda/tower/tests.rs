@@ -5,15 +5,16 @@ use half::f16;
 use super::*;
 use crate::backend::{Observer, TokenEmbeddings};
 use crate::cpu::CpuBackend;
+use crate::cuda::fusions;
 use crate::cuda::linear::SlotRows;
 use crate::cuda::linear::tests::Slots;
 use crate::cuda::testkit::{Bench, Model, Random, bits, least_cosine, poison, relative_l2, wide};
 use crate::image::RgbImage;
 use crate::sequence::RowsMut;
 
-/// Grid 5: T = 26. MLP and projector whose rows are padded.
+/// Grid 5: T = 26.
 fn model() -> Model {
-    Model::random((5, 4, 128, 2, 200, 100, 72), 5)
+    Model::random((5, 4, 128, 2, 200, 104, 72), 5)
 }
 
 /// An embedding that nobody asks.
@@ -40,8 +41,8 @@ struct OnCpu {
     features: Vec<f16>,
 }
 
-fn on_cpu(pictures: &[RgbImage]) -> OnCpu {
-    let Model { config, weights } = model();
+fn on_cpu(pictures: &[RgbImage], model: Model) -> OnCpu {
+    let Model { config, weights } = model;
     let (patches, hidden) = (config.patches, config.hidden_size);
     let backend = CpuBackend::new(&config, weights, Box::new(NoTable(hidden)), Some(1)).unwrap();
     let mut features = poison(pictures.len() * patches * hidden);
@@ -71,14 +72,21 @@ struct OnGpu {
     model: Model,
     weights: DeviceWeights,
     workspace: Workspace,
+    fusions: Fusions,
 }
 
 impl OnGpu {
     fn new(images: usize) -> Self {
-        let (bench, model) = (Bench::new(), model());
-        let weights = DeviceWeights::upload(&bench.stream, &model.config, &model.weights).unwrap();
+        Self::with(images, Fusions::ALL, model())
+    }
+
+    fn with(images: usize, fusions: Fusions, model: Model) -> Self {
+        let bench = Bench::new();
+        let mut weights = DeviceWeights::upload(&bench.stream, &model.config, &model.weights).unwrap();
+        let kernel = &bench.gpu.kernels.fold;
+        let fusions = fusions::fold(&bench.stream, kernel, &mut weights, &model.config, fusions).unwrap();
         let workspace = Workspace::if_room(&bench.stream, &model.config, images).unwrap().unwrap();
-        Self { bench, model, weights, workspace }
+        Self { bench, model, weights, workspace, fusions }
     }
 
     /// Puts patches, as the CPU cuts them, where the tower expects them.
@@ -91,8 +99,8 @@ impl OnGpu {
     }
 
     fn tower(&self) -> Tower<'_> {
-        let Self { bench, model, weights, workspace } = self;
-        Tower { kernels: &bench.gpu.kernels, config: &model.config, weights, workspace, fusions: Fusions::NONE }
+        let Self { bench, model, weights, workspace, fusions } = self;
+        Tower { kernels: &bench.gpu.kernels, config: &model.config, weights, workspace, fusions: *fusions }
     }
 
     fn enqueue(&self, images: usize, slots: &SlotTable, after: Option<After<'_>>) {
@@ -102,9 +110,23 @@ impl OnGpu {
 
 #[test]
 fn equals_the_cpu_stage_by_stage() {
+    for fusions in [
+        Fusions::NONE,
+        Fusions { layer_norm: true, ..Fusions::NONE },
+        Fusions { query_scale: true, ..Fusions::NONE },
+        Fusions { class_row: true, ..Fusions::NONE },
+        Fusions::ALL,
+    ] {
+        equals_the_cpu(fusions, model);
+    }
+    // Rows of no whole vectors: linear layers in the portable kernels, where Hopper's cannot.
+    equals_the_cpu(Fusions::ALL, || Model::random((5, 4, 128, 2, 204, 100, 72), 5));
+}
+
+fn equals_the_cpu(fusions: Fusions, model: fn() -> Model) {
     let images = 3;
-    let cpu = on_cpu(&pictures(images));
-    let gpu = OnGpu::new(images);
+    let cpu = on_cpu(&pictures(images), model());
+    let gpu = OnGpu::with(images, fusions, model());
     let (patches, hidden) = (gpu.model.config.patches, gpu.model.config.hidden_size);
     gpu.upload(&cpu.stages[0].1, images);
     let features = gpu.bench.array(&poison(images * patches * hidden));
@@ -131,22 +153,26 @@ fn equals_the_cpu_stage_by_stage() {
         gpu.bench.stream.synchronize()?;
         let expected = wide(expected);
         let error = relative_l2(&values, &expected);
-        assert!(error <= 1e-3, "{stage:?}: {error}");
+        // A folded norm rounds weights where the CPU rounds rows: the two errors have nothing in common.
+        let bound = if fusions.layer_norm { 1.3e-3 } else { 1e-3 };
+        assert!(error <= bound, "{fusions:?}, {stage:?}: {error}");
         Ok(())
     }));
     assert!(stages.next().is_none());
-    let launches = 4 + 7 * gpu.model.config.layers as u64;
+    let per_layer = if gpu.fusions.layer_norm { 5 } else { 7 };
+    let launches = 4 + per_layer * gpu.model.config.layers as u64;
     assert!(gpu.bench.gpu.context.launches() - before >= launches, "at least those of this test");
     let values = gpu.bench.read(&features);
     let expected = wide(&cpu.features);
     let (error, cosine) = (relative_l2(&values, &expected), least_cosine(&values, &expected, hidden));
-    assert!(error <= 2e-3 && cosine >= 0.9999, "rel-L2 {error}, cosine {cosine}");
+    println!("{fusions:?}: rel-L2 {error:.2e}, cosine {cosine:.6}");
+    assert!(error <= 2e-3 && cosine >= 0.9999, "{fusions:?}: rel-L2 {error}, cosine {cosine}");
 }
 
 #[test]
 fn a_graph_serves_any_slots_and_an_image_any_place() {
     let count = 3;
-    let cpu = on_cpu(&pictures(count));
+    let cpu = on_cpu(&pictures(count), model());
     let patches_len = cpu.stages[0].1.len() / count;
     let gpu = OnGpu::new(count);
     let (patches, hidden) = (gpu.model.config.patches, gpu.model.config.hidden_size);

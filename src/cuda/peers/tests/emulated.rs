@@ -82,9 +82,9 @@ fn child_gives_the_bits_of_one() {
     let pair = Pair::new();
     let name = pair.two.describe();
     assert!(name.starts_with("cuda:0 (") && name.contains(" + cuda:1 ("), "{name}");
-    pair.two.warm_up(&[0, 1, 2, 5, 14, 30]).unwrap();
+    pair.two.warm_up(&[0, 1, 2, 5, 14, 36]).unwrap();
     for (count, of_second, groups) in
-        [(0, 0, [0, 0]), (1, 0, [1, 0]), (2, 1, [1, 1]), (5, 2, [1, 1]), (14, 7, [1, 1]), (30, 15, [2, 2])]
+        [(0, 0, [0, 0]), (1, 0, [1, 0]), (2, 1, [1, 1]), (5, 2, [1, 1]), (14, 7, [1, 1]), (36, 18, [2, 2])]
     {
         let pictures = pictures(count);
         let plan = pair.plan(&format!("some {}", "<ImageHere> and ".repeat(count)), count);
