@@ -4,6 +4,7 @@
 //! - cfg `has_conform_goldens`: some GPU's answers lie under `tests/goldens/conform`.
 //! - cfg `has_kernels`: nvcc was found, so the table of kernel images is full. Without it, or without the
 //!   feature `cuda`, the Rust code is the same and the table empty.
+//! - cfg `has_nvdisasm`: with it came NVIDIA's disassembler, which `IMAGEHERE_NVDISASM` then names to the tests.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(has_shared)");
     println!("cargo::rustc-check-cfg=cfg(has_conform_goldens)");
     println!("cargo::rustc-check-cfg=cfg(has_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(has_nvdisasm)");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
@@ -38,7 +40,13 @@ fn main() {
 /// Compiles `kernels/*.cu` if it can, and writes the table `images.rs` in any case.
 fn kernels(root: &Path, out: &Path) {
     let compiled = nvcc::find(root).and_then(|found| match found {
-        Some(nvcc) => nvcc::compile_all(&nvcc, &root.join("kernels"), &out.join("kernels")).map(Some),
+        Some(nvcc) => {
+            if let Some(path) = nvcc.disassembler() {
+                println!("cargo::rustc-cfg=has_nvdisasm");
+                println!("cargo::rustc-env=IMAGEHERE_NVDISASM={}", path.display());
+            }
+            nvcc::compile_all(&nvcc, &root.join("kernels"), &out.join("kernels")).map(Some)
+        }
         None => Ok(None),
     });
     match compiled {

@@ -8,6 +8,8 @@
 //!
 //!   cuda latency [MODEL]   a checkpoint opened, the first call, percentiles of the later ones: wall time, JSON lines
 //!   cuda files [MODEL]     JPEG files to slots, with the time of decoding; MODEL: a directory, else a random one
+//!   cuda tune FILE B ...   every kernel of every linear layer at groups of B images; the best as lines of tiles.txt
+//!   cuda model             what the model of linear layers on Hopper takes, as a table; needs no device
 //!   cuda rounds            from_pixels for each line `IMAGES SAMPLES` on stdin, to take turns with others
 //! ```
 //!
@@ -44,6 +46,9 @@ mod encode;
 #[cfg(feature = "cuda")]
 #[path = "cuda/kernels.rs"]
 mod kernels;
+#[cfg(feature = "cuda")]
+#[path = "cuda/linear.rs"]
+mod linear;
 #[cfg(feature = "cuda")]
 #[path = "cuda/suite.rs"]
 mod suite;

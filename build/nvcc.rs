@@ -52,6 +52,14 @@ impl Nvcc {
         let here = [&self.path, &link].map(|path| path.with_file_name(tool));
         here.into_iter().find(|path| path.is_file()).unwrap_or_else(|| tool.into())
     }
+
+    /// NVIDIA's disassembler, where it came along and runs.
+    pub fn disassembler(&self) -> Option<PathBuf> {
+        let path = self.beside("nvdisasm");
+        let answers =
+            Command::new(&path).arg("--version").output().is_ok_and(|output| output.status.success());
+        answers.then_some(path)
+    }
 }
 
 /// One kernel file, compiled.

@@ -102,6 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
             sum = add_all(sum, kept[i]);
         }
     }
+#pragma unroll 1
     for (int c = first + KEPT * STRIDE; c < end; c += STRIDE) {
         sum = add_all(sum, load_16(from + c));
     }
@@ -114,6 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
             squares = add_squares(squares, kept[i], mean);
         }
     }
+#pragma unroll 1
     for (int c = first + KEPT * STRIDE; c < end; c += STRIDE) {
         squares = add_squares(squares, load_16(from + c), mean);
     }
@@ -130,6 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
         }
         leave_part(parts, stored, row, width, c, c < end);
     }
+#pragma unroll 1  // none at the tower's width; unrolled, ptxas spills them on sm_120
     for (int from_c = KEPT * STRIDE; from_c < width; from_c += STRIDE) {  // all lanes: parts are two lanes'
         const int c = first + from_c;
         vec16 stored = {};

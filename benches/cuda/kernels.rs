@@ -2,28 +2,28 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::{bf16, f16};
-use imagehere::cuda::bench::{Epilogue, Launch, Machine, Picture, Recording, Rows, Tokens, groups, halves};
+use imagehere::cuda::bench::{Launch, Machine, Norms, Picture, Recording, Rows, Tokens, groups, halves};
 use imagehere::image::{Resample, RgbView, resize::resize};
 
 use crate::suite::{Suite, bytes};
 
 /// One launch, what clears its result, and what panics unless the result is right.
-struct Case<'a> {
-    launch: Launch,
-    poison: Box<dyn Fn() + 'a>,
-    check: Box<dyn Fn() + 'a>,
+pub struct Case<'a> {
+    pub launch: Launch,
+    pub poison: Box<dyn Fn() + 'a>,
+    pub check: Box<dyn Fn() + 'a>,
 }
 
 /// What an iteration costs.
 #[derive(Clone, Copy, Default)]
-struct Cost {
-    operations: f64,
-    bytes: f64,
+pub struct Cost {
+    pub operations: f64,
+    pub bytes: f64,
 }
 
 impl Cost {
     /// Iterations for half a millisecond at about the best that a device can do, and no more than cover its caches.
-    fn iterations(&self, tiny: bool) -> usize {
+    pub fn iterations(&self, tiny: bool) -> usize {
         let seconds = (self.operations / 4e14).max(self.bytes / 3e12);
         if tiny { 2 } else { (5e-4 / seconds).clamp(2.0, 32.0) as usize }
     }
@@ -39,20 +39,20 @@ impl Cost {
 }
 
 /// Noise on both sides.
-struct Noise {
+pub struct Noise {
     device: Rows, // [1, count]
-    host: Vec<f16>,
+    pub host: Vec<f16>,
 }
 
 /// Rows of it.
 #[derive(Clone, Copy)]
-struct Part<'a> {
-    rows: Rows,
-    host: &'a [f16], // from the first element on
+pub struct Part<'a> {
+    pub rows: Rows,
+    pub host: &'a [f16], // from the first element on
 }
 
 impl Part<'_> {
-    fn row(&self, i: usize, columns: usize) -> &[f16] {
+    pub fn row(&self, i: usize, columns: usize) -> &[f16] {
         &self.host[i * self.rows.pitch()..][..columns]
     }
 }
@@ -64,7 +64,7 @@ impl Noise {
     }
 
     /// `[rows, columns]`, the `i`-th of as many as there are; then they overlap.
-    fn part(&self, i: usize, rows: usize, columns: usize) -> Part<'_> {
+    pub fn part(&self, i: usize, rows: usize, columns: usize) -> Part<'_> {
         let at = place(self.host.len(), i, rows, columns);
         Part { rows: self.device.window(at, rows, columns).expect("noise enough"), host: &self.host[at..] }
     }
@@ -77,15 +77,16 @@ fn place(count: usize, i: usize, rows: usize, columns: usize) -> usize {
 }
 
 /// Where inputs come from and outputs go.
-struct Fields<'s> {
-    suite: &'s Suite,
-    inputs: Noise,
-    weights: Noise,
+pub struct Fields<'s> {
+    pub suite: &'s Suite,
+    pub inputs: Noise,
+    pub weights: Noise,
     outputs: Rows,
+    norms: std::cell::OnceCell<Norms>,
 }
 
 impl<'s> Fields<'s> {
-    fn new(suite: &'s Suite) -> Self {
+    pub fn new(suite: &'s Suite) -> Self {
         let (machine, seed) = (&suite.machine, suite.seed);
         let (many, few) = if suite.tiny { (1 << 18, 1 << 17) } else { (1 << 27, 1 << 26) };
         Self {
@@ -93,16 +94,29 @@ impl<'s> Fields<'s> {
             inputs: Noise::new(machine, seed, many, 1.0),
             weights: Noise::new(machine, seed + 1, few, 0.03),
             outputs: machine.room(many).expect("room for results"),
+            norms: std::cell::OnceCell::new(),
         }
     }
 
-    fn output(&self, i: usize, rows: usize, columns: usize) -> Rows {
+    /// What Hopper's layers have beside their products, where they run.
+    pub fn norms(&self) -> Option<Norms> {
+        let make = || {
+            // No bias begins later; no layer with a norm has more rows and columns.
+            let biases = &self.weights.host[..self.weights.host.len().min(1 << 18)];
+            let config = &self.suite.config;
+            let elements = 16 * config.tokens * config.width.max(config.mlp_width);
+            self.suite.machine.norms(biases, elements).expect("room for statistics")
+        };
+        self.suite.machine.is_hopper().then(|| *self.norms.get_or_init(make))
+    }
+
+    pub fn output(&self, i: usize, rows: usize, columns: usize) -> Rows {
         let count = if self.suite.tiny { 1 << 18 } else { 1 << 27 };
         self.outputs.window(place(count, i, rows, columns), rows, columns).expect("room for results")
     }
 
     /// A case that writes `[rows, columns]` to `out`, which `expected` knows by row and column.
-    fn case<'a>(
+    pub fn case<'a>(
         &'a self,
         launch: Launch,
         out: Rows,
@@ -161,8 +175,9 @@ fn prepare<'m, 'a>(
     (recording, iterations as u64)
 }
 
-/// Benchmarks `make(set, images)` over the parts of `split`, if the command line asks for it.
-fn measure<'a>(
+/// Benchmarks `make(set, images)` over the parts of `split`, if the command line asks for it; then `says` something first.
+#[expect(clippy::too_many_arguments, reason = "a benchmark has so many parts")]
+pub fn measure<'a>(
     suite: &Suite,
     c: &mut Criterion,
     group: &str,
@@ -170,6 +185,7 @@ fn measure<'a>(
     split: &[usize],
     cost: impl Fn(usize) -> Cost,
     make: &dyn Fn(usize, usize) -> Case<'a>,
+    says: &dyn Fn(),
 ) {
     let cost = split.iter().map(|&images| cost(images)).fold(Cost::default(), |sum, cost| Cost {
         operations: sum.operations + cost.operations,
@@ -179,7 +195,10 @@ fn measure<'a>(
     group.throughput(cost.throughput());
     let mut prepared = None;
     group.bench_function(id, |b| {
-        let (recording, iterations) = prepared.get_or_insert_with(|| prepare(suite, split, cost, make));
+        let (recording, iterations) = prepared.get_or_insert_with(|| {
+            says();
+            prepare(suite, split, cost, make)
+        });
         b.iter_custom(|times| {
             let replays = times.div_ceil(*iterations);
             let time = recording.time(replays).expect("a device that works");
@@ -194,115 +213,15 @@ pub fn all(suite: &Suite, c: &mut Criterion) {
     let fields = std::cell::OnceCell::new();
     let fields = || fields.get_or_init(|| Fields::new(suite));
     for &images in suite.images {
-        linears(suite, &fields, c, images);
+        crate::linear::all(suite, &fields, c, images);
         others(suite, &fields, c, images);
     }
     resizes(suite, c);
     texts(suite, &fields, c);
 }
 
-fn dot(a: &[f16], b: &[f16]) -> f64 {
+pub fn dot(a: &[f16], b: &[f16]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
-}
-
-fn quick_gelu(x: f64) -> f64 {
-    x / (1.0 + (-1.702 * x).exp())
-}
-
-/// With tanh: differs from the exact one by less than 5e-4, and serves to find a wrong layer, not a wrong ulp.
-fn gelu(x: f64) -> f64 {
-    0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)).tanh())
-}
-
-/// The layers of the tower, each with its epilogue.
-fn linears<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Criterion, images: usize) {
-    let config = &suite.config;
-    let (c_, f) = (config.width, config.mlp_width);
-    let (p, t) = (config.patches, config.tokens);
-    let layers = [
-        ("patch_embedding", p, config.patch_len(), c_),
-        ("qkv", t, c_, 3 * c_),
-        ("out", t, c_, c_),
-        ("fc1", t, c_, f),
-        ("fc2", t, f, c_),
-        ("projector_hidden", p, c_, config.projector_width),
-        ("projector_out", p, config.projector_width, config.hidden_size),
-    ];
-    for (name, rows, k, n) in layers {
-        let embeds = name == "patch_embedding";
-        let without_class = (name == "projector_hidden").then_some(p);
-        let cost = move |images: usize| {
-            let m = images * rows;
-            let extra = if name == "out" || name == "fc2" { m * n } else { 0 };
-            let moved = m * k + n * k + n + extra + m * n;
-            Cost { operations: 2.0 * (m * n * k) as f64, bytes: 2.0 * moved as f64 }
-        };
-        // Its rows are padded, and what is between them must be zero.
-        let padded = std::cell::OnceCell::new();
-        let make = |set: usize, images: usize| {
-            let fields = fields();
-            let m = images * rows;
-            let rows_in = if without_class.is_some() { images * t } else { m };
-            let input = fields.inputs.part(set, rows_in, k);
-            let weight = if k % 8 == 0 {
-                fields.weights.part(set, n, k)
-            } else {
-                let (device, host) = padded.get_or_init(|| padded_weight(fields, n, k));
-                Part { rows: *device, host }
-            };
-            let bias = fields.weights.part(set + 1, 1, n);
-            let rows_out = if embeds { images * t } else { m };
-            let out = fields.output(set, rows_out, n);
-            let extra_rows = if embeds { t } else { m };
-            let extra = fields.inputs.part(set + 7, extra_rows, n);
-            let epilogue = match name {
-                "patch_embedding" => Epilogue::Embed { out, positions: extra.rows, patches: p },
-                "qkv" => Epilogue::Bias { out },
-                "fc1" => Epilogue::QuickGelu { out },
-                "projector_hidden" => Epilogue::Gelu { out },
-                "projector_out" => {
-                    let slot = |i: usize| out.window(i * p * out.pitch(), p, n).expect("a slot");
-                    let slots: Vec<Rows> = (0..images).map(slot).collect();
-                    let slots = fields.suite.machine.slots(&slots).expect("room for a table");
-                    Epilogue::Scatter { slots, patches: p }
-                }
-                _ => Epilogue::Residual { out, residual: extra.rows },
-            };
-            let launch = Launch::Linear {
-                input: input.rows,
-                without_class,
-                weight: weight.rows,
-                bias: bias.rows,
-                epilogue,
-            };
-            fields.case(launch, out, (rows_out, n), move |row, column| {
-                let sum = |row: usize| dot(input.row(row, k), weight.row(column, k));
-                let bias = bias.host[column].to_f64();
-                let extra = |row: usize| extra.row(row, n)[column].to_f64();
-                match name {
-                    "patch_embedding" if row % t == 0 => bias + extra(0),
-                    "patch_embedding" => sum(row / t * p + row % t - 1) + extra(row % t),
-                    "fc1" => quick_gelu(sum(row) + bias),
-                    "projector_hidden" => gelu(sum(row / p * t + row % p + 1) + bias),
-                    "out" | "fc2" => sum(row) + bias + extra(row),
-                    _ => sum(row) + bias,
-                }
-            })
-        };
-        let id = BenchmarkId::new(name, images);
-        measure(suite, c, "linear", id, &groups(images), cost, &make);
-    }
-}
-
-/// A weight whose rows have zeros between them, on both sides.
-fn padded_weight(fields: &Fields<'_>, n: usize, k: usize) -> (Rows, Vec<f16>) {
-    let values = fields.weights.host[..n * k].to_vec();
-    let rows = fields.suite.machine.rows(&values, k).expect("room for a weight");
-    let mut host = vec![f16::ZERO; n * rows.pitch()];
-    for (row, values) in host.chunks_exact_mut(rows.pitch()).zip(values.chunks_exact(k)) {
-        row[..k].copy_from_slice(values);
-    }
-    (rows, host)
 }
 
 /// Attention, layer norm, patches, completeness.
@@ -333,7 +252,7 @@ fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Cri
             mean / sum
         })
     };
-    measure(suite, c, "attention", id(), &groups(images), cost, &attention);
+    measure(suite, c, "attention", id(), &groups(images), cost, &attention, &|| ());
 
     let cost = |images: usize| Cost { operations: 0.0, bytes: 4.0 * (images * t * width) as f64 };
     let layer_norm = |set: usize, images: usize| {
@@ -351,7 +270,7 @@ fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Cri
             (row[column] - mean) * scale + bias.host[column].to_f64()
         })
     };
-    measure(suite, c, "layer_norm", id(), &groups(images), cost, &layer_norm);
+    measure(suite, c, "layer_norm", id(), &groups(images), cost, &layer_norm, &|| ());
 
     let (side, patch) = (config.image_size, config.patch_size);
     let columns = config.patch_len();
@@ -379,7 +298,7 @@ fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Cri
         })
     };
     // One launch an image.
-    measure(suite, c, "patches", id(), &vec![1; images], cost, &patches);
+    measure(suite, c, "patches", id(), &vec![1; images], cost, &patches, &|| ());
 
     let hidden = config.hidden_size;
     let cost = |images: usize| Cost { operations: 0.0, bytes: 2.0 * (images * p * hidden) as f64 };
@@ -402,7 +321,7 @@ fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Cri
             }),
         }
     };
-    measure(suite, c, "verify", id(), &groups(images), cost, &verify);
+    measure(suite, c, "verify", id(), &groups(images), cost, &verify, &|| ());
 }
 
 /// Photos of half a megapixel, two and twelve, to the tower's size.
@@ -442,7 +361,7 @@ fn resizes(suite: &Suite, c: &mut Criterion) {
                 }),
             }
         };
-        measure(suite, c, "resize", BenchmarkId::from_parameter(name), &[1], cost, &make);
+        measure(suite, c, "resize", BenchmarkId::from_parameter(name), &[1], cost, &make, &|| ());
     }
 }
 
@@ -471,5 +390,5 @@ fn texts<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Crit
             f16::from_f32(stored.to_f32()).to_f64()
         })
     };
-    measure(suite, c, "embed_tokens", BenchmarkId::from_parameter(count), &[1], cost, &make);
+    measure(suite, c, "embed_tokens", BenchmarkId::from_parameter(count), &[1], cost, &make, &|| ());
 }

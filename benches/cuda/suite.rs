@@ -19,6 +19,9 @@ pub struct Suite {
 }
 
 pub fn main() {
+    if std::env::args().any(|word| word == "model") {
+        return crate::linear::model(); // needs no device
+    }
     let tiny = std::env::var_os("IMAGEHERE_BENCH_TINY").is_some_and(|value| value == "1");
     let machine = match Machine::open() {
         Ok(machine) => machine,
@@ -32,7 +35,7 @@ pub fn main() {
     println!("device: {}", machine.describe());
     println!("seed: {seed}");
     let (config, images): (_, &[usize]) =
-        if tiny { (small(), &[1, 2, 13]) } else { (alone(full()), &[1, 2, 4, 8, 16, 32]) };
+        if tiny { (small(), &[1, 2, 13]) } else { (alone(full()), &[1, 2, 4, 8, 12, 16, 32]) };
     let suite = Suite { machine, config, images, tiny, seed };
     // Without --bench, as a test, calls in passing.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
@@ -40,19 +43,27 @@ pub fn main() {
     match words.first().map(String::as_str) {
         Some("latency") => return calls::latency(&suite, &Model::new(&suite, dir)),
         Some("rounds") => return crate::encode::rounds(&suite),
+        Some("tune") => {
+            let images: Vec<usize> =
+                words[2..].iter().map(|word| word.parse().expect("a number of images")).collect();
+            return crate::linear::tune(&suite, dir.expect("a file to write"), &images);
+        }
         Some("files") => return calls::files(&suite, &Model::new(&suite, dir)),
         _ if tiny && !std::env::args().any(|word| word == "--bench") => {
             let model = Model::new(&suite, None);
             calls::latency(&suite, &model);
             calls::files(&suite, &model);
+            let tiles = tempfile::NamedTempFile::new().expect("a place for a file");
+            crate::linear::tune(&suite, &tiles.path().to_string_lossy(), &[1, 2]);
         }
         _ => {}
     }
     let mut criterion = Criterion::default()
         .without_plots()
         .sample_size(if tiny { 10 } else { 50 })
-        .warm_up_time(Duration::from_millis(if tiny { 1 } else { 150 }))
-        .measurement_time(Duration::from_millis(if tiny { 1 } else { 450 }))
+        .nresamples(if tiny { 10 } else { 2000 })
+        .warm_up_time(Duration::from_millis(if tiny { 1 } else { 80 }))
+        .measurement_time(Duration::from_millis(if tiny { 1 } else { 250 }))
         .configure_from_args();
     crate::kernels::all(&suite, &mut criterion);
     crate::encode::all(&suite, &mut criterion);

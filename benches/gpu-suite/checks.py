@@ -69,33 +69,51 @@ def conform(run, seconds, result):
 # --------------------------------------------------------------------------------------------------------- golden
 
 
+def encode_pictures(run, model, name, seconds, seed, **extra):
+    """Encodes two pictures of the tower's size with the program itself: status, what it said, the sequence's path."""
+    place = pathlib.Path(run.place.name)
+    rgb = place / "pixels.rgb"
+    if not rgb.exists():
+        side = json.loads((model / "config.json").read_text())["img_size"]
+        shown = pictures(side, seed)
+        for i, picture in enumerate(shown):
+            png(place / f"{i}.png", side, picture)
+        rgb.write_bytes(b"".join(shown))
+    out = place / f"{name}.safetensors"
+    command = [
+        HERE / "bin/imagehere", "encode", "--model", model, "--device", "cuda", "--out", out,
+        "--prompt", "<ImageHere>" * 2, "--image", place / "0.png", "--image", place / "1.png",
+    ]  # fmt: skip
+    status, said, _ = run.command(command, seconds, **extra)
+    return status, said, out
+
+
+def judge(run, model, sequences, seconds):
+    """Sequences of those pictures against torch in f32: status, what was said, what was found by name."""
+    script = [sys.executable, HERE / "torch_golden.py", model, pathlib.Path(run.place.name) / "pixels.rgb", *sequences]
+    status, said, _ = run.command([*script, "--device", run.torch_device], seconds)
+    if status == 3:
+        raise Skipped(tail(said, 1)[0])
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    return status, said, {entry.pop("name"): entry for entry in found}
+
+
+def has_torch(run):
+    return run.command([sys.executable, "-c", "import torch"], 60)[0] == 0
+
+
 def golden(run, seconds, result):
     """The model at its real size, from files to features, against torch in f32."""
     end = time.monotonic() + seconds
-    if run.command([sys.executable, "-c", "import torch"], 60)[0] != 0:
+    if not has_torch(run):
         raise Skipped("python3 has no torch")
     model = run.model()
-    side = json.loads((model / "config.json").read_text())["img_size"]
-    place = pathlib.Path(run.place.name)
     result["seed"] = time.time_ns()
-    shown = pictures(side, result["seed"])
-    (place / "pixels.rgb").write_bytes(b"".join(shown))
-    command = [
-        HERE / "bin/imagehere", "encode", "--model", model, "--device", "cuda", "--out", place / "golden.safetensors",
-        "--prompt", "<ImageHere>" * len(shown),
-    ]  # fmt: skip
-    for i, rgb in enumerate(shown):
-        png(place / f"{i}.png", side, rgb)
-        command += ["--image", place / f"{i}.png"]
-    status, said, _ = run.command(command, end - time.monotonic())
+    status, said, sequence = encode_pictures(run, model, "golden", end - time.monotonic(), result["seed"])
     if status == 0:
-        script = [sys.executable, HERE / "torch_golden.py", model, place / "golden.safetensors", place / "pixels.rgb"]
-        status, said, _ = run.command([*script, "--device", run.torch_device], end - time.monotonic())
-        if status == 3:
-            raise Skipped(tail(said, 1)[0])
-        for line in said.splitlines():
-            if line.startswith("{"):
-                result["found"] = json.loads(line)
+        status, said, found = judge(run, model, [sequence], end - time.monotonic())
+        if found:
+            result["found"] = found["golden"]
     if status != 0:
         result.update(status="cut" if status is None else "failed", end=tail(said))
         if "found" in result:

@@ -1,4 +1,4 @@
-"""What is measured: the roof, kernels, encodes, calls, and torch at the same work."""
+"""What is measured: the roof, kernels, tiles, encodes, calls, and torch at the same work."""
 
 import json
 import pathlib
@@ -13,8 +13,10 @@ from device import HERE, TINY, Peer, Skipped, tail
 
 # Each in a process of its own: one that is wrong or breaks the device takes no other along.
 KERNELS = ["linear", "attention", "layer_norm", "patches", "resize", "embed_tokens", "verify"]
+# Hopper has these of its own: the portable ones are measured there as well, under this suffix.
+TWINS, PORTABLE = ["linear", "attention"], "_sm80"
 
-# The products of a call with so many images, as groups of [M, N, K]: src/cuda/peers.rs splits 16 into 8, 8.
+# The products of a call with so many images, as groups of [M, N, K]: src/cuda/peers.rs splits 32 into 16, 16.
 LAYERS = {
     "patch_embedding": (1225, 1024, 588),
     "qkv": (1226, 3072, 1024),
@@ -24,7 +26,7 @@ LAYERS = {
     "projector_hidden": (1225, 4096, 1024),
     "projector_out": (1225, 4096, 4096),
 }
-GROUPS = {1: [1], 2: [2], 4: [4], 8: [8], 16: [8, 8], 32: [11, 11, 10]}
+GROUPS = {1: [1], 2: [2], 4: [4], 8: [8], 12: [12], 16: [16], 32: [16, 16]}
 SHAPES = {
     f"{name}/{images}": [[group * rows, n, k] for group in groups]
     for images, groups in GROUPS.items()
@@ -88,25 +90,39 @@ def read_criterion(place):
     return found
 
 
-def bench(run, seconds, result, patterns):
-    """Runs benchmarks, a process for each pattern; what was measured is saved as it comes."""
+def bench(run, seconds, result, patterns, twins=()):
+    """Runs benchmarks, a process for each pattern; what was measured is saved as it comes.
+
+    `twins`: those of them to be run with the portable kernels as well, each right after its own."""
     end = time.monotonic() + seconds
     place = pathlib.Path(tempfile.mkdtemp(prefix="imagehere-bench-"))
+    runs = []
+    for pattern in patterns:
+        runs += [(pattern, "", {}), (pattern, PORTABLE, {"IMAGEHERE_CUDA_KERNELS": "sm80"})][: 1 + (pattern in twins)]
 
     def keep(status):
-        result["benchmarks"] = read_criterion(place)
+        result["benchmarks"] = {}
+        for suffix in ("", PORTABLE):
+            for name, entry in read_criterion(place / f"of{suffix}").items():
+                group, rest = name.split("/", 1)
+                kernel = result.get("chosen", {}).get(f"{group}{suffix}/{rest}", {})
+                result["benchmarks"][f"{group}{suffix}/{rest}"] = dict(entry, **kernel)
         run.save(result["part"], dict(result, status=status))
 
     try:
-        for pattern in patterns:
+        for pattern, suffix, more in runs:
             status, said, took = run.command(
                 [HERE / "bin/cuda", "--bench", "--noplot", f"^{pattern}/"], end - time.monotonic(),
-                meanwhile=lambda: keep("running"), CRITERION_HOME=str(place),
+                meanwhile=lambda: keep("running"), CRITERION_HOME=str(place / f"of{suffix}"), **more,
             )  # fmt: skip
             for name, what in re.findall(r"^(device|features against the CPU's): (.*)", said, re.M):
-                result[name] = what
+                result[name + (" of sm80" if suffix else "")] = what
+            for name, useful, kernel in re.findall(r"^kernel of (\S+): (\S+) (.*)", said, re.M):
+                group, rest = name.split("/", 1)
+                chosen = {"kernel": kernel, "useful": float(useful)}
+                result.setdefault("chosen", {})[f"{group}{suffix}/{rest}"] = chosen
             entry = {"status": status, "seconds": took}
-            result.setdefault("processes", {})[pattern] = entry
+            result.setdefault("processes", {})[pattern + suffix] = entry
             seed = re.search(r"^seed: (.*)", said, re.M)
             if seed:
                 entry["seed"] = seed[1]
@@ -116,7 +132,7 @@ def bench(run, seconds, result, patterns):
                 break
             if status != 0:
                 entry["end"] = tail(said)
-                result["failed"] = [*result.get("failed", []), pattern]
+                result["failed"] = [*result.get("failed", []), pattern + suffix]
                 result["status"] = "failed" if status is not None or result["status"] == "failed" else "cut"
             if status is None:
                 break
@@ -126,8 +142,41 @@ def bench(run, seconds, result, patterns):
         shutil.rmtree(place, ignore_errors=True)
 
 
+def hopper(run):
+    return run.device["capability"] == "9.0"
+
+
 def kernels(run, seconds, result):
-    bench(run, seconds, result, KERNELS)
+    bench(run, seconds, result, KERNELS, TWINS if hopper(run) else ())
+
+
+TUNED = [1, 2] if TINY else [1, 2, 4, 8, 12, 16]  # images of a group
+
+
+def tune(run, seconds, result):
+    """Every kernel of every linear layer in turns; leaves the best in DIR/tiles.txt."""
+    if not hopper(run):
+        raise Skipped("there is but one family of kernels here")
+    tiles = run.out / "tiles.txt"
+    tiles.unlink(missing_ok=True)
+    status, said, _ = run.command([HERE / "bin/cuda", "tune", tiles, *TUNED], seconds)
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    result["shapes"] = found
+    result["benchmarks"] = {}
+    for entry in found:
+        best, rate = entry["best"], entry["operations"] * 1e-12
+        result["benchmarks"][f"tuned/{entry['name']}"] = dict(
+            best, tflops=rate / best["seconds"], chosen=entry["chosen"]["kernel"], behind=entry["behind"]
+        )
+    skipped = re.search(r"^skipped: (.*)", said, re.M)
+    if skipped:
+        raise Skipped(skipped[1])
+    if status != 0:
+        result.update(status="cut" if status is None else "failed", end=tail(said))
+    elif found:
+        worst = max(found, key=lambda entry: entry["behind"])
+        mean = statistics.mean(entry["behind"] for entry in found)
+        result["why"] = f"the choice is {mean:.1%} behind the best on average, {worst['behind']:.0%} at {worst['name']}"
 
 
 def encode(run, seconds, result):
@@ -159,7 +208,7 @@ def files(run, seconds, result):
 # ---------------------------------------------------------------------------------------------------------- torch
 
 ROUNDS, SAMPLES = (2, 2) if TINY else (5, 10)
-COUNTS = [1, 2, 13] if TINY else list(GROUPS)
+COUNTS = [1, 2, 13] if TINY else [1, 2, 4, 8, 16, 32]
 COMPILED = [1] if TINY else [8, 1]
 # Seconds left, under which nothing is begun; a compilation takes most.
 LEAST = {"eager": 8, "graph": 8, "compile": 25, "best": 25}

@@ -3,6 +3,9 @@
 import json
 import math
 
+from targets import gaps, show_targets, targets
+
+NOTES = ("kernel", "useful", "behind", "of_all")  # which kernel, how full its waves are, how far it is from others
 SLOWER = 1.10  # than before, from which on a line is a regression
 
 
@@ -14,12 +17,13 @@ def rows(results):
     table = []
     for name, entry in benchmarks.items():
         row = {"what": name, "seconds": entry["seconds"]}
-        row.update((key, entry[key]) for key in ("tflops", "gbps", "p90", "p99", "samples") if key in entry)
+        row.update((key, entry[key]) for key in ("tflops", "gbps", "p90", "p99", "samples", *NOTES) if key in entry)
         if "tflops" in entry and best:
             row["share"] = entry["tflops"] / best
         elif "gbps" in entry and copy:
             row["share"] = entry["gbps"] / copy
-        library = products.get(name.split("/", 1)[1]) if name.startswith("linear/") else None
+        linear = name.split("/", 1)[0] in ("linear", "linear_sm80")
+        library = products.get(name.split("/", 1)[1]) if linear else None
         if library:
             row["cublas"] = entry["tflops"] / library["tflops"]
         if "decode" in entry:
@@ -49,7 +53,12 @@ def show(summary):
         length = lambda s: f"{s * 1e3:.3f} ms" if s >= 1e-3 else f"{s * 1e6:.1f} us"  # noqa: E731
         cell = lambda key, form: format(row[key], form) if key in row else "-"  # noqa: E731
         extra = [f"{key} {length(row[key])}" for key in ("p90", "p99") if key in row]
-        shares = (("decoding", "decoding"), ("gpu_idle", "GPU idle"))
+        if "kernel" in row:
+            rate = f", {row['tflops'] / row['useful']:.0f} in its waves" if "tflops" in row and row.get("useful") else ""
+            extra.append(f"{row['kernel']}, {row.get('useful', 1):.1%} useful{rate}")
+        if "of_all" in row:
+            extra.append(f"{row['of_all']:.3f} of the default's time")
+        shares = (("decoding", "decoding"), ("gpu_idle", "GPU idle"), ("behind", "won over the choice"))
         extra += [f"{row[key]:.0%} {words}" for key, words in shares if key in row]
         print(
             f"{row['what']:34} {length(row['seconds']):>12} {cell('tflops', '.1f'):>8} {cell('gbps', '.0f'):>7}"
@@ -72,6 +81,9 @@ def show(summary):
     if summary["golden"]:
         found = "rel-L2 {rel_l2:.2e}, torch's own fp16 {torch_fp16_rel_l2:.2e}, least cosine {cosine:.6f}"
         print("against torch in f32:", found.format(**summary["golden"]))
+    for name, entry in summary["errors"].items():
+        print(f"error by {name}: rel-L2 {entry['rel_l2']:.3e}, {entry['of_torch_fp16']:.3f} of torch's fp16")
+    show_targets(summary)
     print(f"device: {summary['device']}")
 
 
@@ -85,6 +97,9 @@ def summarise(run, build, results):
         "tests": results.get("correctness", {}).get("tests", {}),
         "golden": results.get("golden", {}).get("found"),
         "roof": {k: v for k, v in results.get("roof", {}).items() if k in ("tflops", "copy_gbps", "library")},
+        "errors": results.get("fusions", {}).get("errors", {}),
+        "targets": targets(results),
+        "gaps": gaps(results),
         "table": rows(results),
     }
     run.save("summary", summary)

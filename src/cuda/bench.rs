@@ -15,7 +15,7 @@ use super::backend::CudaBackend;
 use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Pod, Span, Stream, Zeroable};
 use super::embed_tokens::{TextRow, TokenTable};
 use super::layer_norm::Norm;
-use super::linear::{self, Input, Layer, SlotRows, SlotTable};
+use super::linear::{SlotRows, SlotTable};
 use super::matrix::{Matrix, VECTOR};
 use super::peers::group_sizes;
 use super::range::RangeReport;
@@ -36,6 +36,10 @@ use crate::prompt::{Planner, Slot};
 use crate::sequence::{POISON, SequenceBuffer};
 use crate::synth::noise;
 use crate::tokenizer::{self, Tokenizer};
+
+mod linear;
+
+pub use linear::{Cut, Epilogue, Linear, Norms, Prediction, Variant, predictions};
 
 /// fp16 noise of mean 0 and the given deviation: the same values for the same seed.
 pub fn halves(seed: u64, count: usize, deviation: f32) -> Vec<f16> {
@@ -96,53 +100,17 @@ pub struct Resizing {
     tables: DevicePasses,
 }
 
-/// What a linear layer does with its sums; P patches an image.
-#[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "named as in src/cuda/linear.rs")]
-pub enum Epilogue {
-    Bias { out: Rows },
-    QuickGelu { out: Rows },
-    Gelu { out: Rows },
-    Residual { out: Rows, residual: Rows },
-    Embed { out: Rows, positions: Rows, patches: usize },
-    Scatter { slots: Slots, patches: usize },
-}
-
 /// One launch, or two of a resize or a check.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "named as the launchers' arguments are")]
 pub enum Launch {
-    /// `without_class`: P, where the class row of each image is skipped.
-    Linear {
-        input: Rows,
-        without_class: Option<usize>,
-        weight: Rows,
-        bias: Rows,
-        epilogue: Epilogue,
-    },
-    Attention {
-        out: Rows,
-        qkv: Rows,
-        tokens: usize,
-    },
-    LayerNorm {
-        out: Rows,
-        input: Rows,
-        weight: Rows,
-        bias: Rows,
-    },
-    Patches {
-        out: Rows,
-        picture: Picture,
-        table: Rows,
-        patch: usize,
-    },
+    Linear(Linear),
+    Attention { out: Rows, qkv: Rows, tokens: usize },
+    LayerNorm { out: Rows, input: Rows, weight: Rows, bias: Rows },
+    Patches { out: Rows, picture: Picture, table: Rows, patch: usize },
     Resize(Resizing),
     EmbedTokens(Texts),
-    Verify {
-        rows: Rows,
-        checks: Checks,
-    },
+    Verify { rows: Rows, checks: Checks },
 }
 
 impl Rows {
@@ -358,28 +326,7 @@ impl Machine {
     fn enqueue(&self, launch: &Launch) -> Result<()> {
         let (stream, kernels) = (&self.stream, &self.gpu.kernels);
         match launch {
-            Launch::Linear { input, without_class, weight, bias, epilogue } => {
-                let input = match without_class {
-                    None => Input::All(&input.0),
-                    Some(patches) => Input::WithoutClass(&input.0, *patches),
-                };
-                let layer = Layer { weight: weight.0, bias: bias.0.span, norm: None };
-                let epilogue = match epilogue {
-                    Epilogue::Bias { out } => linear::Epilogue::Bias(&out.0),
-                    Epilogue::QuickGelu { out } => linear::Epilogue::QuickGelu(&out.0),
-                    Epilogue::Gelu { out } => linear::Epilogue::Gelu(&out.0),
-                    Epilogue::Residual { out, residual } => {
-                        linear::Epilogue::Residual { out: &out.0, residual: &residual.0, more: Default::default() }
-                    }
-                    Epilogue::Embed { out, positions, patches } => {
-                        linear::Epilogue::Embed { out: &out.0, positions: &positions.0, patches: *patches }
-                    }
-                    Epilogue::Scatter { slots, patches } => {
-                        linear::Epilogue::Scatter { table: &slots.0, patches: *patches }
-                    }
-                };
-                kernels.linear.enqueue(stream, input, &layer, &epilogue)
-            }
+            Launch::Linear(layer) => self.enqueue_linear(layer),
             Launch::Attention { out, qkv, tokens } => {
                 kernels.attention.enqueue(stream, &out.0, &qkv.0, *tokens, SCALE)
             }

@@ -178,6 +178,89 @@ fn every_kernel_keeps_its_budget_on_every_architecture() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Names of instructions with all their parts, by kernel, as nvdisasm lists them.
+fn read_listing(listing: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let (mut kernels, mut current) = (BTreeMap::<String, BTreeSet<String>>::new(), None);
+    for line in listing.lines() {
+        let text = line.trim_start();
+        if text.starts_with(".section") {
+            current = None;
+        } else if let Some(name) = text.strip_prefix(".text.").and_then(|name| name.strip_suffix(':')) {
+            current = Some(kernels.entry(name.to_owned()).or_default());
+        } else if let (Some(kernel), Some((_, words))) = (&mut current, text.split_once("*/")) {
+            // Before the name may stand a predicate, `@!P0` or `@UP1`.
+            let name = words.split_whitespace().find(|word| !word.starts_with('@'));
+            let name = name.map(|name| name.trim_end_matches(';')).filter(|name| !name.starts_with("/*"));
+            kernel.extend(name.map(str::to_owned));
+        }
+    }
+    kernels
+}
+
+/// What one of Hopper's kernels must be made of, and must not.
+fn judge_instructions(kernel: &str, instructions: &BTreeSet<String>) -> Vec<String> {
+    let has = |parts: &[&str]| {
+        let all = |name: &&String| parts.iter().all(|part| name.split('.').any(|of| of == *part));
+        instructions.iter().find(all)
+    };
+    let mut needs: Vec<&[&str]> = vec![&["HGMMA"], &["UTMALDG"], &["USETMAXREG"]];
+    if kernel.ends_with("_c2") {
+        needs.push(&["UTMALDG", "MULTICAST"]);
+    }
+    let missing = needs.into_iter().filter(|parts| has(parts).is_none());
+    let mut wrong: Vec<String> =
+        missing.map(|parts| format!("{kernel} has no {}", parts.join("..."))).collect();
+    let local = [["LDL"], ["STL"]].into_iter().filter_map(|name| has(&name));
+    wrong.extend(local.map(|name| format!("{kernel} has {name}: local memory")));
+    wrong
+}
+
+#[test]
+#[cfg_attr(
+    not(has_nvdisasm),
+    ignore = "there was no nvdisasm beside nvcc: bash kernels/fetch-nvcc brings one"
+)]
+fn hoppers_kernels_are_made_of_hoppers_instructions() {
+    let nvdisasm = option_env!("IMAGEHERE_NVDISASM").expect("build.rs names it");
+    let mut wrong = Vec::new();
+    let hopper: Vec<_> = super::images::IMAGES.iter().filter(|image| image.name.ends_with("_sm90")).collect();
+    assert!(!hopper.is_empty());
+    for image in hopper {
+        let cubin = format!(concat!(env!("OUT_DIR"), "/kernels/{}.sm_90a.cubin"), image.name);
+        let output = std::process::Command::new(nvdisasm).args(["-c", &cubin]).output().unwrap();
+        assert!(output.status.success(), "{cubin}: {}", String::from_utf8_lossy(&output.stderr));
+        let listed = read_listing(&String::from_utf8_lossy(&output.stdout));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("kernels/{}.cu", image.name));
+        let entries = entry_points(&fs::read_to_string(source).unwrap());
+        assert_eq!(listed.keys().cloned().collect::<BTreeSet<_>>(), entries, "{}", image.name);
+        wrong.extend(listed.iter().flat_map(|(kernel, has)| judge_instructions(kernel, has)));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn reads_what_nvdisasm_writes() {
+    let listing = "\t.section\t.text.a_c2,\"ax\",@progbits\n\
+        .text.a_c2:\n\
+        \x20       /*0000*/                   LDC R1, c[0x0][0x28] ;\n\
+        .L_x_0:\n\
+        \x20       /*0010*/              @P0  HGMMA.64x256x16.F32 R24, gdesc[UR4], R24, gsb0 ;\n\
+        \x20       /*0020*/              @!UP0 UTMALDG.2D.MULTICAST [UR8], [UR6], UR9 ;\n\
+        \x20       /*0030*/                   USETMAXREG.DEALLOC.CTAPOOL 0x38 ;\n\
+        \x20       /*0040*/                   EXIT ;\n\
+        \t.section\t.text.b,\"ax\",@progbits\n\
+        .text.b:\n\
+        \x20       /*0000*/                   LDL.64 R2, [R1] ;\n";
+    let listed = read_listing(listing);
+    let expected =
+        ["EXIT", "HGMMA.64x256x16.F32", "LDC", "USETMAXREG.DEALLOC.CTAPOOL", "UTMALDG.2D.MULTICAST"];
+    assert_eq!(listed["a_c2"], BTreeSet::from(expected.map(String::from)));
+    assert!(listed.len() == 2 && judge_instructions("a_c2", &listed["a_c2"]).is_empty());
+    let wrong = judge_instructions("b_c2", &listed["b"]);
+    assert_eq!(wrong.len(), 5, "{wrong:?}");
+    assert_eq!(wrong[4], "b_c2 has LDL.64: local memory");
+}
+
 #[test]
 fn reads_what_ptxas_writes() {
     let report = "ptxas info    : 0 bytes gmem\n\

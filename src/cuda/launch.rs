@@ -12,7 +12,7 @@
 //! A programmatic launch may begin before the launch before it in its stream is over, in a captured graph too. Its kernel
 //! says with `grid_wait` (`kernels/ptx_sm90.cuh`) from where on it needs that one; all it touches earlier must be what
 //! no launch writes meanwhile, back to the last one that is not programmatic. The emulated device holds kernels to it.
-//! Only devices of compute capability 9.0 and later take such launches.
+//! Only devices of compute capability 9.0 and later take such launches. `IMAGEHERE_CUDA_PDL=0` makes none, to compare.
 //!
 //! # Debugging
 //! `IMAGEHERE_CUDA_SYNC=1` waits after every launch, so that the error names the kernel that failed; no launch is
@@ -191,7 +191,7 @@ pub(crate) unsafe fn launch<P: Parameters>(
     for (address, parameter) in addresses.iter_mut().zip(P::LAYOUT) {
         *address = base.wrapping_add(parameter.offset).cast_mut().cast();
     }
-    let programmatic = programmatic && !waits();
+    let programmatic = programmatic && !waits() && overlaps();
     tracing::trace!(kernel = name, ?grid, threads, shared, programmatic, cluster, "launch");
     let raw = kernel.function.raw();
     // Asked before, so that the next call after the launch is the wait: it is the next call that gets the
@@ -224,4 +224,10 @@ pub(crate) unsafe fn launch<P: Parameters>(
 pub(crate) fn waits() -> bool {
     static WAITS: OnceLock<bool> = OnceLock::new();
     *WAITS.get_or_init(|| std::env::var_os("IMAGEHERE_CUDA_SYNC").is_some_and(|value| value == "1"))
+}
+
+/// False if no launch shall be programmatic (`IMAGEHERE_CUDA_PDL=0`).
+fn overlaps() -> bool {
+    static OVERLAPS: OnceLock<bool> = OnceLock::new();
+    *OVERLAPS.get_or_init(|| std::env::var_os("IMAGEHERE_CUDA_PDL").is_none_or(|value| value != "0"))
 }

@@ -136,7 +136,7 @@ pub(crate) struct MoreOfResidual {
 
 impl Epilogue<'_> {
     /// Its place among the entries.
-    const fn index(&self) -> usize {
+    pub(crate) const fn index(&self) -> usize {
         match self {
             Self::Bias(_) => 0,
             Self::QuickGelu(_) => 1,
@@ -264,7 +264,7 @@ impl Linear {
 }
 
 /// Rows that go in after skipping.
-fn input_rows(input: Input<'_>) -> usize {
+pub(crate) fn input_rows(input: Input<'_>) -> usize {
     match input {
         Input::All(a) | Input::BeforeNorm(a, _) => a.rows,
         Input::WithoutClass(a, patches) => a.rows / (patches + 1) * patches,

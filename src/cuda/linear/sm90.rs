@@ -109,10 +109,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::Bias, Self::QuickGelu, Self::Gelu, Self::Residual, Self::Embed, Self::Scatter];
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Bias => "bias",
             Self::QuickGelu => "quick_gelu",
@@ -180,7 +180,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
 ///
 /// A model, not a measurement (benches/NOTES.md): tensor cores at the 80 % of their rate that power allows, shared
 /// memory at 128 bytes a clock, L2 at 40; the epilogue beside the other group's multiplications where two take turns.
-fn cost(kind: Kind, tile: Tile, m: usize, n: usize, k: usize, multiprocessors: usize) -> f64 {
+pub(crate) fn cost(kind: Kind, tile: Tile, m: usize, n: usize, k: usize, multiprocessors: usize) -> f64 {
     let (rows, columns) = (tile.rows as f64, tile.columns as f64);
     let area = rows * columns;
     let tensor_cores = area / 128.0 / 0.8; // per 16 of K

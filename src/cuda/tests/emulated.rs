@@ -98,7 +98,9 @@ fn programmatic(bench: &Bench) -> Result<(), Error> {
 fn programmatic_launches_say_so_to_the_driver() {
     in_child("child_launches_programmatically", &[("EMU_CC", "9.0")]);
     in_child("child_is_too_old_for_that", &[("EMU_CC", "8.9")]);
-    in_child("child_launches_plainly", &[("EMU_CC", "9.0"), ("IMAGEHERE_CUDA_SYNC", "1")]);
+    for plainly in [("IMAGEHERE_CUDA_SYNC", "1"), ("IMAGEHERE_CUDA_PDL", "0")] {
+        in_child("child_launches_plainly", &[("EMU_CC", "9.0"), plainly]);
+    }
 }
 
 #[test]
