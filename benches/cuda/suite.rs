@@ -35,7 +35,7 @@ pub fn main() {
     println!("device: {}", machine.describe());
     println!("seed: {seed}");
     let (config, images): (_, &[usize]) =
-        if tiny { (small(), &[1, 2, 13]) } else { (alone(full()), &[1, 2, 4, 8, 12, 16, 32]) };
+        if tiny { (small(), &[1, 2, 17]) } else { (alone(full()), &[1, 2, 4, 8, 12, 16, 32]) };
     let suite = Suite { machine, config, images, tiny, seed };
     // Without --bench, as a test, calls in passing.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();

@@ -208,7 +208,7 @@ def files(run, seconds, result):
 # ---------------------------------------------------------------------------------------------------------- torch
 
 ROUNDS, SAMPLES = (2, 2) if TINY else (5, 10)
-COUNTS = [1, 2, 13] if TINY else [1, 2, 4, 8, 16, 32]
+COUNTS = [1, 2, 17] if TINY else [1, 2, 4, 8, 16, 32]
 COMPILED = [1] if TINY else [8, 1]
 # Seconds left, under which nothing is begun; a compilation takes most.
 LEAST = {"eager": 8, "graph": 8, "compile": 25, "best": 25}

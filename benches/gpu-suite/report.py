@@ -83,6 +83,8 @@ def show(summary):
         print("against torch in f32:", found.format(**summary["golden"]))
     for name, entry in summary["errors"].items():
         print(f"error by {name}: rel-L2 {entry['rel_l2']:.3e}, {entry['of_torch_fp16']:.3f} of torch's fp16")
+    if summary["equal_bits"]:
+        print("equal bits: " + "; ".join(", ".join(names) for names in summary["equal_bits"]))
     show_targets(summary)
     print(f"device: {summary['device']}")
 
@@ -98,6 +100,7 @@ def summarise(run, build, results):
         "golden": results.get("golden", {}).get("found"),
         "roof": {k: v for k, v in results.get("roof", {}).items() if k in ("tflops", "copy_gbps", "library")},
         "errors": results.get("fusions", {}).get("errors", {}),
+        "equal_bits": results.get("fusions", {}).get("equal_bits", []),
         "targets": targets(results),
         "gaps": gaps(results),
         "table": rows(results),
