@@ -77,4 +77,4 @@ macro_rules! kernels {
     };
 }
 
-kernels!(activation attention attention_sm90 convert embed_tokens layer_norm linear patches resize verify);
+kernels!(activation attention attention_sm90 convert embed_tokens fold layer_norm linear linear_sm90 patches resize verify);

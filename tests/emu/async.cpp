@@ -400,21 +400,22 @@ void Async::touched(std::uintptr_t address, std::size_t bytes, Access access, co
     const auto at = static_cast<unsigned>(address - hot.shared);
     const unsigned granule = at / 16;
     unsigned char &flag = flags(granule);
-    const std::string here =
-        std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
+    const auto here = [&] { // words for the few accesses that end in a report
+        return std::string(verb(access)) + " of " + std::to_string(bytes) + " bytes at " + byte(at) + ex.whose();
+    };
     if ((flag & BULK) != 0) {
-        ex.fail(719, "race with a bulk copy", here + ", which is still under way: wait for its mbarrier first", pc);
+        ex.fail(719, "race with a bulk copy", here() + ", which is still under way: wait for its mbarrier first", pc);
     }
     if ((flag & MBARRIER) != 0) {
         for (const Phases &b : mbarriers) {
             if (b.live && b.at < at + bytes && at < b.at + 8) {
-                ex.fail(719, "mbarrier touched", here + ", where an mbarrier lives", pc);
+                ex.fail(719, "mbarrier touched", here() + ", where an mbarrier lives", pc);
             }
         }
     }
     if ((flag & LANDED) != 0 && known().phases[landed_by[granule]] <= landed_phase[granule]) {
         ex.fail(719, "race with a bulk copy",
-                here + ", which came in a phase of the mbarrier at " + byte(mbarriers[landed_by[granule]].at) +
+                here() + ", which came in a phase of the mbarrier at " + byte(mbarriers[landed_by[granule]].at) +
                     " that this warp has not waited for",
                 pc);
     }
@@ -422,7 +423,7 @@ void Async::touched(std::uintptr_t address, std::size_t bytes, Access access, co
         unsigned by;
         if ((flag & MULTIPLIED) != 0 && still_read(granule, &by)) {
             ex.fail(719, "race with wgmma",
-                    here + ", which wgmma of warp " + std::to_string(by) +
+                    here() + ", which wgmma of warp " + std::to_string(by) +
                         " reads: its wgmma_wait, and what tells of it, must come first",
                     pc);
         }

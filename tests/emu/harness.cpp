@@ -8,6 +8,12 @@ Memory &harness_memory() {
     return memory;
 }
 
+namespace {
+const Before *before = nullptr;
+}
+Before::Before() { before = this; }
+Before::~Before() { before = nullptr; }
+
 Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block,
                      std::size_t shared_bytes, std::uint64_t seed, unsigned cluster) {
     static Executor executor;
@@ -24,6 +30,20 @@ Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim gr
         fault.kind = "bad launch";
         fault.report = std::string("emulated device: bad launch of ") + kernel.name + ": " + wrong + "\n";
         return fault;
+    }
+    if (before != nullptr) { // it touches what it touches now, in an epoch of its own
+        const std::uint32_t epoch = ++executor.epoch;
+        const Shadow &shadow = harness_memory().shadow();
+        for (const Before::Range &range : before->ranges_) {
+            const std::size_t from = range.address - shadow.base;
+            for (std::size_t cell = from / CELL; cell * CELL < from + range.bytes; cell++) {
+                Trace &trace = shadow.traces[cell];
+                (range.write ? trace.write_epoch : trace.read_epoch) = epoch;
+                (range.write ? trace.writer : trace.reader) = UNTRACKED;
+            }
+        }
+        launch.unordered.push_back(Unordered{epoch, epoch, "the launch before", true});
+        launch.programmatic = true;
     }
     executor.run(launch);
     return executor.fault;

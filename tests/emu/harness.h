@@ -60,6 +60,32 @@ template <class T> class Array {
     T *data_;
 };
 
+// While one lives, launches are programmatic: they begin while a launch before them still reads and writes what is named
+// here, and they may touch that after a grid_wait only.
+class Before {
+  public:
+    Before();
+    ~Before();
+    Before(const Before &) = delete;
+
+    template <class T> Before &writes(const Array<T> &array) { return touches(array, true); }
+    template <class T> Before &reads(const Array<T> &array) { return touches(array, false); }
+
+  private:
+    struct Range {
+        std::uintptr_t address;
+        std::size_t bytes;
+        bool write;
+    };
+    template <class T> Before &touches(const Array<T> &array, bool write) {
+        ranges_.push_back({reinterpret_cast<std::uintptr_t>(array.get()), array.size() * sizeof(T), write});
+        return *this;
+    }
+    std::vector<Range> ranges_;
+
+    friend Fault harness_launch(const Kernel &, const void *const *, Dim, Dim, std::size_t, std::uint64_t, unsigned);
+};
+
 // One launch under one seed. The fault's code is 0 when all went well.
 Fault harness_launch(const Kernel &kernel, const void *const *parameters, Dim grid, Dim block,
                      std::size_t shared_bytes, std::uint64_t seed, unsigned cluster = 1);

@@ -30,6 +30,8 @@ template <auto kernel, int GROUPS>
 void run(const char *name, const emu::Array<fp16> &out, const emu::Array<fp16> &qkv, const AttentionCase &c,
          unsigned long long seed, int blocks, float scale = SCALE) {
     const int tasks = (c.tokens + QUERIES<GROUPS> - 1) / QUERIES<GROUPS> * c.heads * c.images;
+    emu::Before before;  // an earlier launch still writes Q, K and V, and reads what is written here
+    before.writes(qkv).reads(out);
     emu::harness_demand(emu::launch_seed<kernel>(
         name, seed, emu::Dim(std::min(blocks, tasks)), emu::Dim(THREADS<GROUPS>), SHARED_BYTES<GROUPS>, kernel,
         out.get(), map(qkv, c, GROUP_QUERIES), map(qkv, c, KEYS), c.tokens, c.heads, c.images, c.out_pitch(),

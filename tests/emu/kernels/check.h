@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -53,6 +54,20 @@ __attribute__((no_sanitize("thread"))) inline void add_scaled(double *to, double
     for (int i = 0; i < n; i++) {
         to[i] += by * from[i];
     }
+}
+
+// `count` numbers from `from` on.
+__attribute__((no_sanitize("thread"))) inline std::vector<double> values(const fp16 *from, std::size_t count) {
+    std::vector<double> all(count);
+    double *to = all.data();
+    for (std::size_t i = 0; i < count; i++) {
+        to[i] = value(from[i]);
+    }
+    return all;
+}
+
+__attribute__((no_sanitize("thread"))) inline bool same_bits(const std::vector<fp16> &a, const std::vector<fp16> &b) {
+    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(fp16)) == 0);
 }
 
 // Errors over many elements: the worst in ulp of fp16, and relative in the L2 norm.

@@ -1,41 +1,14 @@
 // Hopper's linear layers against f64: every epilogue, both schedules, tiles of all kinds, few blocks for many tiles;
-// norms folded in, statistics of rows, dropped rows.
-
-#include "linear_sm90.cuh"
+// norms folded in, statistics of rows, dropped rows. Each launch begins while an earlier one still writes what it reads.
 
 #include <algorithm>
+
+#include "linear_sm90_entries.h"
 
 #include "linear_case.h"
 #include "tensor_map.h"
 
 using namespace check;
-
-// Small tiles, for what a tile can be: sums of one wgmma or two, a last half of 32 columns or none.
-#define ENTRY(name, epilogue, ...)                                                                           \
-    extern "C" __global__ void __launch_bounds__(3 * WARP_GROUP, 1)                                          \
-        name(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap w,                       \
-             const __grid_constant__ LinearSm90Args args) {                                                  \
-        hopper::linear<HopperTile<__VA_ARGS__>, Epilogue::epilogue>(&a, &w, args);                           \
-    }
-#define TILES(kernel, epilogue)                      \
-    ENTRY(kernel##_128x48, epilogue, 128, 48, false) \
-    ENTRY(kernel##_256x32, epilogue, 256, 32, false) \
-    ENTRY(kernel##_64x32_pp, epilogue, 64, 32, true) \
-    ENTRY(kernel##_128x16_pp, epilogue, 128, 16, true) \
-    ENTRY(kernel##_128x48_c2, epilogue, 128, 48, false, 2) \
-    ENTRY(kernel##_64x32_pp_c2, epilogue, 64, 32, true, 2)
-#ifndef EPILOGUES
-#define EPILOGUES            \
-    EACH(BIAS, bias)             \
-    EACH(QUICK_GELU, quick_gelu) \
-    EACH(GELU, gelu)             \
-    EACH(RESIDUAL, residual)     \
-    EACH(EMBED, embed)           \
-    EACH(SCATTER, scatter)
-#endif
-#define EACH(epilogue, kernel) TILES(kernel, epilogue)
-EPILOGUES
-#undef EACH
 
 namespace {
 
@@ -50,120 +23,144 @@ TensorMap map_of(const fp16 *first, int rows, int columns, int pitch, int box_ro
     return map;
 }
 
+// An entry. `blocks` % 3: one block, or cluster, for all tiles, some, or one for each.
+struct Entry {
+    const char *name;
+    emu::Fault (*launch)(const char *name, const LinearSm90Args &args, unsigned long long seed, unsigned long long blocks);
+};
+
 template <class Tile, auto kernel>
-emu::Fault launch(const char *name, const LinearSm90Args &args, unsigned long long seed) {
+emu::Fault launch(const char *name, const LinearSm90Args &args, unsigned long long seed, unsigned long long blocks) {
     const LinearArgs &l = args.linear;
-    // One block, or cluster, for all tiles, some, or one for each.
-    const int tiles = hopper::Tiles<Tile>(l, 0, 1).count, some = seed % 3 == 0 ? 1 : seed % 3 == 1 ? (tiles + 2) / 3 : tiles;
+    const int tiles = hopper::Tiles<Tile>(l, 0, 1).count;
+    const int some = blocks % 3 == 0 ? 1 : blocks % 3 == 1 ? (tiles + 2) / 3 : tiles;
     return emu::launch_cluster_seed<kernel>(
         name, seed, Tile::CLUSTER, emu::Dim(some * Tile::CLUSTER), emu::Dim(Tile::THREADS), Tile::SHARED_BYTES, kernel,
         map_of(l.a, l.m, l.k, l.a_pitch, Tile::BM), map_of(l.w, l.n, l.k, l.w_pitch, Tile::BN / Tile::CLUSTER), args);
 }
 
-template <class Tile, Epilogue E, auto kernel>
-std::vector<fp16> run(const char *name, Case c, unsigned long long seed) {
-    return test<E>(name, c, seed, [&](const LinearArgs &linear) {
-        LinearSm90Args args = {};
-        args.linear = linear;
-        return launch<Tile, kernel>(name, args, seed);
-    });
-}
-
-bool same_bits(const std::vector<fp16> &a, const std::vector<fp16> &b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](fp16 x, fp16 y) { return x.bits == y.bits; });
-}
-
-// A matrix of fp16 with rows of a mean far from 0 and a few channels far out, as towers have them.
-struct Rows {
-    int rows, width;
-    emu::Array<fp16> x;
-    Rows(int r, int w, double mean, double outlier, Random &random)
-        : rows(r), width(w), x(static_cast<std::size_t>(r) * w) {
-        for (int i = 0; i < r; i++) {
-            for (int j = 0; j < w; j++) {
-                x[static_cast<std::size_t>(i * w + j)] =
-                    half(mean + random.normal() + (j % 37 == 5 ? outlier * (i % 2 ? 1 : -1) : 0));
+// All tiles, which agree on every bit.
+template <Epilogue E> void shapes(const std::vector<Entry> &entries, unsigned long long seed) {
+    Case cases[] = {
+        {70, 72, 840, 35, 0, 0, 0},   // the ring goes round twice in a tile
+        {70, 200, 40, 35, 8, 0, 0},   // and here over many
+        {258, 24, 136, 43, 16, 0, 8}, // a second tile of 256 has two rows
+        {1, 8, 1, 1, 0, 0, 0},
+        {64, 64, 289, 16, 0, 0, 0},
+    };
+    unsigned long long blocks = seed;
+    for (Case c : cases) {
+        c.shift = E == Epilogue::SCATTER ? static_cast<int>(seed) % 9 : c.shift;
+        c.out_extra += E == Epilogue::SCATTER ? static_cast<int>(seed) % 4 : 0;
+        Layer<E> layer(c, seed);
+        std::vector<fp16> first;
+        for (const Entry &entry : entries) {
+            const std::vector<fp16> got = layer.run([&](const LinearArgs &linear) {
+                LinearSm90Args args = {};
+                args.linear = linear;
+                emu::Before before;
+                layer.overlap(before);
+                return entry.launch(entry.name, args, seed, blocks++);
+            });
+            if (first.empty()) {
+                layer.compare(entry.name, got, seed);
+                first = got;
             }
+            demand(same_bits(got, first), "bits hang on the tile:", entry.name);
         }
     }
-    double at(int r, int c) const { return value(x[static_cast<std::size_t>(r * width + c)]); }
+}
+
+// Rows of a mean far from 0 and a few channels far out, as towers have them.
+struct Rows {
+    emu::Array<fp16> x;
+    std::vector<double> at;
+    Rows(int rows, int width, double mean, double outlier, Random &random, double deviation = 1)
+        : x(static_cast<std::size_t>(rows) * width) {
+        for (int i = 0; i < rows; i++) {
+            for (int j = 0; j < width; j++) {
+                x[static_cast<std::size_t>(i * width + j)] =
+                    half(mean + deviation * random.normal() + (j % 37 == 5 ? outlier * (i % 2 ? 1 : -1) : 0));
+            }
+        }
+        at = values(x.get(), x.size());
+    }
+};
+
+// (mean, sum of squares about it) of `count` numbers.
+struct About {
+    double mean = 0, squares = 0;
+    __attribute__((no_sanitize("thread"))) About(const double *x, int count) {
+        for (int i = 0; i < count; i++) {
+            mean += x[i] / count;
+        }
+        for (int i = 0; i < count; i++) {
+            squares += (x[i] - mean) * (x[i] - mean);
+        }
+    }
 };
 
 // The norm folded into bias and quick_gelu: W is gamma W already, as fold.cu makes it. Partials as the kernel before
 // it leaves them, made here in f32.
-template <class Tile, Epilogue E, auto kernel> void folds_the_norm(const char *name, unsigned long long seed) {
-    struct Of {
+template <Epilogue E> void folds_the_norm(const Entry &entry, unsigned long long seed) {
+    const struct {
         int m, n, k;
         double mean, outlier;
-    };
-    for (const Of of : {Of{70, 56, 208, 0, 0}, Of{65, 40, 48, 30, 0}, Of{130, 72, 848, 0.5, 300}}) {
+    } cases[] = {{70, 56, 208, 0, 0}, {65, 40, 48, 30, 0}, {66, 72, 848, 0.5, 300}};
+    unsigned long long blocks = seed;
+    for (const auto &of : cases) {
         Random random(seed + 77);
-        const Rows a(of.m, of.k, of.mean, of.outlier, random);
-        emu::Array<fp16> w(static_cast<std::size_t>(of.n) * of.k), out(static_cast<std::size_t>(of.m) * of.n);
-        emu::Array<float> sums(of.n), bias(of.n);
-        const int parts = of.k / PART;
-        emu::Array<RowPart> partials(static_cast<std::size_t>(of.m) * parts);
-        for (int n = 0; n < of.n; n++) {
-            double sum = 0;
-            for (int k = 0; k < of.k; k++) {
-                const fp16 x = half(random.normal() / std::sqrt(of.k));
-                w[static_cast<std::size_t>(n * of.k + k)] = x;
-                sum += value(x);
-            }
-            sums[n] = static_cast<float>(sum), bias[n] = static_cast<float>(random.normal());
+        const int m = of.m, n = of.n, k = of.k, parts = k / PART;
+        const Rows a(m, k, of.mean, of.outlier, random), w(n, k, 0, 0, random, 1 / std::sqrt(k));
+        emu::Array<fp16> out(static_cast<std::size_t>(m) * n);
+        emu::Array<float> sums(n), bias(n);
+        emu::Array<RowPart> partials(static_cast<std::size_t>(m) * parts);
+        for (int j = 0; j < n; j++) {
+            sums[j] = static_cast<float>(About(&w.at[static_cast<std::size_t>(j * k)], k).mean * k);
+            bias[j] = static_cast<float>(random.normal());
         }
-        std::vector<double> mean(of.m), rstd(of.m);
-        for (int m = 0; m < of.m; m++) {
-            double sum = 0, squares = 0;
-            for (int k = 0; k < of.k; k++) {
-                sum += a.at(m, k);
-            }
-            mean[m] = sum / of.k;
-            for (int k = 0; k < of.k; k++) {
-                squares += (a.at(m, k) - mean[m]) * (a.at(m, k) - mean[m]);
-            }
-            rstd[m] = 1 / std::sqrt(squares / of.k + 1e-5);
-            for (int p = 0; p < parts; p++) {
-                double own = 0, about = 0;
-                for (int k = p * PART; k < (p + 1) * PART; k++) {
-                    own += a.at(m, k) / PART;
-                }
-                for (int k = p * PART; k < (p + 1) * PART; k++) {
-                    about += (a.at(m, k) - own) * (a.at(m, k) - own);
-                }
-                partials[static_cast<std::size_t>(m * parts + p)] =
-                    RowPart{static_cast<float>(own), static_cast<float>(about)};
-            }
+        for (int p = 0; p < m * parts; p++) {
+            const About part(&a.at[static_cast<std::size_t>(p * PART)], PART);
+            partials[static_cast<std::size_t>(p)] =
+                RowPart{static_cast<float>(part.mean), static_cast<float>(part.squares)};
         }
         LinearSm90Args args = {};
-        args.linear.out = out.get(), args.linear.a = a.x.get(), args.linear.w = w.get();
-        args.linear.m = of.m, args.linear.n = of.n, args.linear.k = of.k, args.linear.group = 1;
-        args.linear.a_pitch = args.linear.w_pitch = of.k, args.linear.out_pitch = of.n;
+        args.linear.out = out.get(), args.linear.a = a.x.get(), args.linear.w = w.x.get();
+        args.linear.m = m, args.linear.n = n, args.linear.k = k, args.linear.group = 1;
+        args.linear.a_pitch = args.linear.w_pitch = k, args.linear.out_pitch = n;
         args.partials = partials.get(), args.column_sums = sums.get(), args.bias32 = bias.get(), args.eps = 1e-5f;
         out.poison();
-        emu::harness_demand(launch<Tile, kernel>(name, args, seed));
+        {
+            emu::Before before;
+            before.writes(a.x).writes(partials).reads(out);
+            emu::harness_demand(entry.launch(entry.name, args, seed, blocks++));
+        }
+        const std::vector<double> got = values(out.get(), out.size());
+        std::vector<double> centred(k), row_sizes(k), sizes(w.at.size());
+        std::transform(w.at.begin(), w.at.end(), sizes.begin(), [](double x) { return std::fabs(x); });
         Errors errors;
-        for (int m = 0; m < of.m; m++) {
-            for (int n = 0; n < of.n; n++) {
-                double sum = 0, size = 0;
-                for (int k = 0; k < of.k; k++) {
-                    const double wk = value(w[static_cast<std::size_t>(n * of.k + k)]);
-                    sum += (a.at(m, k) - mean[m]) * wk;
-                    size += std::fabs(a.at(m, k) * wk);
-                }
+        for (int i = 0; i < m; i++) {
+            const double *row = &a.at[static_cast<std::size_t>(i * k)];
+            const About all(row, k);
+            const double rstd = 1 / std::sqrt(all.squares / k + 1e-5);
+            std::transform(row, row + k, centred.begin(), [&](double x) { return x - all.mean; });
+            std::transform(row, row + k, row_sizes.begin(), [](double x) { return std::fabs(x); });
+            for (int j = 0; j < n; j++) {
+                const std::size_t at = static_cast<std::size_t>(j * k);
+                const double sum = dot(centred.data(), &w.at[at], k), size = dot(row_sizes.data(), &sizes[at], k);
                 // f32's sums go through numbers of `size` before they cancel.
-                errors.add(value(out[static_cast<std::size_t>(m * of.n + n)]),
-                           activation(E, sum * rstd[m] + static_cast<double>(bias[n])), 4e-6 + 1.5e-7 * size * rstd[m]);
+                errors.add(got[static_cast<std::size_t>(i * n + j)],
+                           activation(E, sum * rstd + static_cast<double>(bias[j])), 4e-6 + 1.5e-7 * size * rstd);
             }
         }
-        std::printf("%-26s m %3d n %3d k %3d mean %.1f: %.3f ulp, %.2e\n", name, of.m, of.n, of.k, of.mean, errors.worst,
+        std::printf("%-26s m %3d n %3d k %3d mean %.1f: %.3f ulp, %.2e\n", entry.name, m, n, k, of.mean, errors.worst,
                     errors.relative());
-        demand(errors.worst <= 0.52 && errors.relative() < 5e-4, "close:", name);
+        demand(errors.worst <= 0.52 && errors.relative() < 5e-4, "close:", entry.name);
     }
 }
 
 // A residual that leaves statistics, and drops the first row of each image.
-template <class Tile, auto kernel> void leaves_statistics(const char *name, unsigned long long seed, int drop) {
+void leaves_statistics(const Entry &entry, unsigned long long seed, int drop) {
     const int m = drop == 0 ? 131 : 13 * drop, n = 80, k = 72, parts = n / PART;
     Random random(seed + 5);
     const Rows a(m, k, 0, 0, random), w(n, k, 0, 0, random), extra(m, n, 30, 300, random);
@@ -178,38 +175,32 @@ template <class Tile, auto kernel> void leaves_statistics(const char *name, unsi
     args.linear.m = m, args.linear.n = n, args.linear.k = k, args.linear.group = 1;
     args.linear.a_pitch = args.linear.w_pitch = k, args.linear.out_pitch = n;
     args.drop = drop;
+    emu::Before before;
+    before.writes(a.x).writes(extra.x).reads(out).reads(partials);
     out.poison();
-    emu::harness_demand(launch<Tile, kernel>(name, args, seed));
+    emu::harness_demand(entry.launch(entry.name, args, seed, seed));
     const std::vector<fp16> alone = out.copy();
     args.partials_out = partials.get();
     out.poison(), partials.poison();
-    emu::harness_demand(launch<Tile, kernel>(name, args, seed + 1));
-    demand(same_bits(out.copy(), alone), "statistics change nothing else:", name);
+    emu::harness_demand(entry.launch(entry.name, args, seed, seed + 1));
+    demand(same_bits(out.copy(), alone), "statistics change nothing else:", entry.name);
+    const std::vector<double> got = values(out.get(), out.size());
     Errors errors;
     for (int row = 0; row < kept; row++) {
         const int from = drop == 0 ? row : row / (drop - 1) * drop + 1 + row % (drop - 1);
         for (int column = 0; column < n; column++) {
-            double sum = 0.5 + extra.at(from, column);
-            for (int i = 0; i < k; i++) {
-                sum += a.at(from, i) * w.at(column, i);
-            }
-            errors.add(value(out[static_cast<std::size_t>(row * n + column)]), sum, 4e-5);
+            const double sum = dot(&a.at[static_cast<std::size_t>(from * k)], &w.at[static_cast<std::size_t>(column * k)], k);
+            errors.add(got[static_cast<std::size_t>(row * n + column)],
+                       sum + 0.5 + extra.at[static_cast<std::size_t>(from * n + column)], 4e-5);
         }
         for (int p = 0; p < parts; p++) {
-            double mean = 0, squares = 0;
-            const auto x = [&](int i) { return value(out[static_cast<std::size_t>(row * n + p * PART + i)]); };
-            for (int i = 0; i < PART; i++) {
-                mean += x(i) / PART;
-            }
-            for (int i = 0; i < PART; i++) {
-                squares += (x(i) - mean) * (x(i) - mean);
-            }
-            const RowPart got = partials[static_cast<std::size_t>(row * parts + p)];
-            demand(std::fabs(got.mean - mean) <= 2e-6 * (1 + std::fabs(mean)), "means:", name);
-            demand(std::fabs(got.squares - squares) <= 1e-5 * (1 + squares), "sums of squares:", name);
+            const About is(&got[static_cast<std::size_t>(row * n + p * PART)], PART);
+            const RowPart part = partials[static_cast<std::size_t>(row * parts + p)];
+            demand(std::fabs(part.mean - is.mean) <= 2e-6 * (1 + std::fabs(is.mean)), "means:", entry.name);
+            demand(std::fabs(part.squares - is.squares) <= 1e-5 * (1 + is.squares), "sums of squares:", entry.name);
         }
     }
-    demand(errors.worst <= 0.52, "close:", name);
+    demand(errors.worst <= 0.52, "close:", entry.name);
 }
 
 // Whatever the shape and the number of blocks, each tile is somebody's, once; those outside of D are a cluster's alone.
@@ -238,39 +229,16 @@ template <class Tile> void covers() {
     }
 }
 
-template <Epilogue E, auto coop, auto high, auto pair, auto flat, auto coop2, auto pair2>
-void all(const char *name, unsigned long long seed) {
-    const Case cases[] = {
-        {150, 136, 840, 50, 0, 0, 0}, {70, 200, 40, 35, 8, 0, 0}, {258, 24, 592, 43, 16, 0, 8},
-        {1, 8, 1, 1, 0, 0, 0},        {64, 64, 289, 16, 0, 0, 0},
-    };
-    using Coop = HopperTile<128, 48, false>;
-    using High = HopperTile<256, 32, false>;
-    using Pair = HopperTile<64, 32, true>;
-    using Flat = HopperTile<128, 16, true>;
-    using Coop2 = HopperTile<128, 48, false, 2>;
-    using Pair2 = HopperTile<64, 32, true, 2>;
-    for (Case c : cases) {
-        c.shift = E == Epilogue::SCATTER ? static_cast<int>(seed) % 9 : c.shift;
-        c.out_extra += E == Epilogue::SCATTER ? static_cast<int>(seed) % 4 : 0;
-        const auto one = run<Coop, E, coop>((std::string(name) + "_128x48").c_str(), c, seed);
-        demand(same_bits(one, run<High, E, high>((std::string(name) + "_256x32").c_str(), c, seed)) &&
-                   same_bits(one, run<Pair, E, pair>((std::string(name) + "_64x32_pp").c_str(), c, seed)) &&
-                   same_bits(one, run<Flat, E, flat>((std::string(name) + "_128x16_pp").c_str(), c, seed)) &&
-                   same_bits(one, run<Coop2, E, coop2>((std::string(name) + "_128x48_c2").c_str(), c, seed)) &&
-                   same_bits(one, run<Pair2, E, pair2>((std::string(name) + "_64x32_pp_c2").c_str(), c, seed)),
-               "bits hang on the tile:", name);
-    }
-    if constexpr (E == Epilogue::BIAS || E == Epilogue::QUICK_GELU) {
-        folds_the_norm<Coop, E, coop>(name, seed);
-        folds_the_norm<Pair, E, pair>(name, seed);
-        folds_the_norm<Flat, E, flat>(name, seed);
-        folds_the_norm<Pair2, E, pair2>(name, seed);
-    }
-    if constexpr (E == Epilogue::RESIDUAL) {
+template <Epilogue E> void all(const std::vector<Entry> &entries, unsigned long long seed) {
+    shapes<E>(entries, seed);
+    for (const Entry &entry : entries) {
+        if (E == Epilogue::BIAS || E == Epilogue::QUICK_GELU) {
+            folds_the_norm<E>(entry, seed);
+        }
         for (const int drop : {0, 10, 2}) {
-            leaves_statistics<Coop, coop>(name, seed, drop);
-            leaves_statistics<Pair, pair>(name, seed, drop);
+            if (E == Epilogue::RESIDUAL) {
+                leaves_statistics(entry, seed, drop);
+            }
         }
     }
 }
@@ -279,12 +247,11 @@ void all(const char *name, unsigned long long seed) {
 
 int main() {
     for (const unsigned long long seed : seeds(3)) {
-#define EACH(epilogue, kernel) \
-    all<Epilogue::epilogue, kernel##_128x48, kernel##_256x32, kernel##_64x32_pp, kernel##_128x16_pp, kernel##_128x48_c2, \
-        kernel##_64x32_pp_c2>(#kernel, seed);
+#define ENTRY_OF(name, epilogue, ...) Entry{#name, launch<HopperTile<__VA_ARGS__>, name>},
+#define EACH(epilogue) all<Epilogue::epilogue>({TILES_##epilogue(ENTRY_OF)}, seed);
         EPILOGUES
     }
-    covers<HopperTile<128, 48, false>>();
+    covers<HopperTile<128, 48, false, 1>>();
     covers<HopperTile<64, 32, true, 2>>();
     return 0;
 }
