@@ -46,7 +46,7 @@ pub fn main() {
         Some("tune") => {
             let images: Vec<usize> =
                 words[2..].iter().map(|word| word.parse().expect("a number of images")).collect();
-            return crate::linear::tune(&suite, dir.expect("a file to write"), &images);
+            return crate::tune::tune(&suite, dir.expect("a file to write"), &images);
         }
         Some("files") => return calls::files(&suite, &Model::new(&suite, dir)),
         _ if tiny && !std::env::args().any(|word| word == "--bench") => {
@@ -54,7 +54,7 @@ pub fn main() {
             calls::latency(&suite, &model);
             calls::files(&suite, &model);
             let tiles = tempfile::NamedTempFile::new().expect("a place for a file");
-            crate::linear::tune(&suite, &tiles.path().to_string_lossy(), &[1, 2]);
+            crate::tune::tune(&suite, &tiles.path().to_string_lossy(), &[1, 2]);
         }
         _ => {}
     }

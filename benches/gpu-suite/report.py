@@ -26,6 +26,9 @@ def rows(results):
         library = products.get(name.split("/", 1)[1]) if linear else None
         if library:
             row["cublas"] = entry["tflops"] / library["tflops"]
+        twin = benchmarks.get(name.replace("/", "_sm80/", 1))
+        if twin:
+            row["of_sm80"] = entry["seconds"] / twin["seconds"]
         if "decode" in entry:
             row["decoding"] = entry["decode"] / entry["seconds"]
             row.update(idle(benchmarks, name, entry))
@@ -54,8 +57,12 @@ def show(summary):
         cell = lambda key, form: format(row[key], form) if key in row else "-"  # noqa: E731
         extra = [f"{key} {length(row[key])}" for key in ("p90", "p99") if key in row]
         if "kernel" in row:
-            rate = f", {row['tflops'] / row['useful']:.0f} in its waves" if "tflops" in row and row.get("useful") else ""
-            extra.append(f"{row['kernel']}, {row.get('useful', 1):.1%} useful{rate}")
+            extra.append(row["kernel"])
+        if "useful" in row:
+            rate = f", {row['tflops'] / row['useful']:.0f} in its waves" if "tflops" in row else ""
+            extra.append(f"{row['useful']:.1%} useful{rate}")
+        if "of_sm80" in row:
+            extra.append(f"{row['of_sm80']:.2f} of the portable kernel's time")
         if "of_all" in row:
             extra.append(f"{row['of_all']:.3f} of the default's time")
         shares = (("decoding", "decoding"), ("gpu_idle", "GPU idle"), ("behind", "won over the choice"))
