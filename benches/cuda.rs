@@ -8,7 +8,8 @@
 //!
 //!   cuda latency [MODEL]   a checkpoint opened, the first call, percentiles of the later ones: wall time, JSON lines
 //!   cuda files [MODEL]     JPEG files to slots, with the time of decoding; MODEL: a directory, else a random one
-//!   cuda tune FILE B ...   every kernel of every linear layer at groups of B images; the best as lines of tiles.txt
+//!   cuda tune FILE B ...   every kernel of Hopper's for linear layers and attention at groups of B images, as JSON
+//!                          lines; FILE: the best tiles, as lines of src/cuda/linear/tiles.txt
 //!   cuda model             what the model of linear layers on Hopper takes, as a table; needs no device
 //!   cuda rounds            from_pixels for each line `IMAGES SAMPLES` on stdin, to take turns with others
 //! ```
@@ -52,3 +53,6 @@ mod linear;
 #[cfg(feature = "cuda")]
 #[path = "cuda/suite.rs"]
 mod suite;
+#[cfg(feature = "cuda")]
+#[path = "cuda/tune.rs"]
+mod tune;

@@ -2,7 +2,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::{bf16, f16};
-use imagehere::cuda::bench::{Launch, Machine, Norms, Picture, Recording, Rows, Tokens, groups, halves};
+use imagehere::config::ModelConfig;
+use imagehere::cuda::bench::{
+    Attention, Blocks, Launch, Machine, Norms, Picture, Recording, Rows, Tokens, groups, halves,
+};
 use imagehere::image::{Resample, RgbView, resize::resize};
 
 use crate::suite::{Suite, bytes};
@@ -224,6 +227,31 @@ pub fn dot(a: &[f16], b: &[f16]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
 }
 
+pub fn attention_cost(config: &ModelConfig, images: usize) -> Cost {
+    let rows = images * config.tokens;
+    let (operations, bytes) = (4 * rows * config.tokens * config.width, 8 * rows * config.width);
+    Cost { operations: operations as f64, bytes: bytes as f64 }
+}
+
+/// The `set`-th of many launches of attention with data of their own.
+pub fn attention<'a>(fields: &'a Fields<'_>, set: usize, images: usize, blocks: Option<Blocks>) -> Case<'a> {
+    let (t, width) = (fields.suite.config.tokens, fields.suite.config.width);
+    let qkv = fields.inputs.part(set, images * t, 3 * width);
+    let out = fields.output(set, images * t, width);
+    let launch = Launch::Attention(Attention { out, qkv: qkv.rows, tokens: t, blocks });
+    fields.case(launch, out, (images * t, width), move |row, channel| {
+        let (image, head) = (row / t * t, channel / 64 * 64);
+        let part = |row: usize, which: usize| &qkv.row(row, 3 * width)[which * width + head..][..64];
+        let (mut sum, mut mean) = (0.0, 0.0);
+        for key in image..image + t {
+            let weight = (dot(part(row, 0), part(key, 1)) / 8.0).exp();
+            sum += weight;
+            mean += weight * part(key, 2)[channel % 64].to_f64();
+        }
+        mean / sum
+    })
+}
+
 /// Attention, layer norm, patches, completeness.
 fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Criterion, images: usize) {
     let config = &suite.config;
@@ -231,28 +259,19 @@ fn others<'s>(suite: &'s Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Cri
     let (p, t, width) = (config.patches, config.tokens, config.width);
     let id = || BenchmarkId::from_parameter(images);
 
-    let cost = |images: usize| Cost {
-        operations: 4.0 * (images * t * t * width) as f64,
-        bytes: 8.0 * (images * t * width) as f64,
+    let cost = |images: usize| attention_cost(config, images);
+    let attention = |set: usize, images: usize| attention(fields(), set, images, None);
+    let says = || {
+        let kernel = |&images: &usize| {
+            let case = attention(0, images);
+            let Launch::Attention(of) = &case.launch else { unreachable!("made above") };
+            suite.machine.chosen_blocks(of).to_string()
+        };
+        let mut kernels: Vec<String> = groups(images).iter().map(kernel).collect();
+        kernels.dedup();
+        println!("kernel of attention/{images}: - {}", kernels.join(", "));
     };
-    let attention = |set: usize, images: usize| {
-        let fields = fields();
-        let qkv = fields.inputs.part(set, images * t, 3 * width);
-        let out = fields.output(set, images * t, width);
-        let launch = Launch::Attention { out, qkv: qkv.rows, tokens: t };
-        fields.case(launch, out, (images * t, width), move |row, channel| {
-            let (image, head) = (row / t * t, channel / 64 * 64);
-            let part = |row: usize, which: usize| &qkv.row(row, 3 * width)[which * width + head..][..64];
-            let (mut sum, mut mean) = (0.0, 0.0);
-            for key in image..image + t {
-                let weight = (dot(part(row, 0), part(key, 1)) / 8.0).exp();
-                sum += weight;
-                mean += weight * part(key, 2)[channel % 64].to_f64();
-            }
-            mean / sum
-        })
-    };
-    measure(suite, c, "attention", id(), &groups(images), cost, &attention, &|| ());
+    measure(suite, c, "attention", id(), &groups(images), cost, &attention, &says);
 
     let cost = |images: usize| Cost { operations: 0.0, bytes: 4.0 * (images * t * width) as f64 };
     let layer_norm = |set: usize, images: usize| {

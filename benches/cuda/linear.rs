@@ -1,30 +1,24 @@
-//! The layers of the tower, each with its epilogue: in the kernel that the tower takes, and in every other.
+//! The layers of the tower, each with its epilogue, in the kernel that the tower takes or in a given one.
 
 use std::cell::OnceCell;
-use std::fmt::Write as _;
 
 use criterion::{BenchmarkId, Criterion};
 use half::f16;
-use imagehere::cuda::bench::{
-    Epilogue, Launch, Linear, Norms, Recording, Rows, Variant, groups, predictions,
-};
-use serde_json::{Value, json};
+use imagehere::cuda::bench::{Epilogue, Launch, Linear, Norms, Rows, Variant, groups, predictions};
 
 use crate::kernels::{Case, Cost, Fields, Part, dot, measure};
 use crate::suite::Suite;
 
-const WORKS: &str = "a device that works";
-
 /// A layer: rows of an image, K, N.
 #[derive(Clone, Copy)]
-struct Shape {
-    name: &'static str,
+pub struct Shape {
+    pub name: &'static str,
     rows: usize,
     k: usize,
     n: usize,
 }
 
-fn shapes(suite: &Suite) -> [Shape; 7] {
+pub fn shapes(suite: &Suite) -> [Shape; 7] {
     let config = &suite.config;
     let (c, f, p, t) = (config.width, config.mlp_width, config.patches, config.tokens);
     let shape = |name, rows, k, n| Shape { name, rows, k, n };
@@ -40,7 +34,7 @@ fn shapes(suite: &Suite) -> [Shape; 7] {
 }
 
 impl Shape {
-    fn cost(&self, images: usize) -> Cost {
+    pub fn cost(&self, images: usize) -> Cost {
         let (m, k, n) = (images * self.rows, self.k, self.n);
         let extra = if self.name == "out" || self.name == "fc2" { m * n } else { 0 };
         let moved = m * k + n * k + n + extra + m * n;
@@ -49,9 +43,9 @@ impl Shape {
 }
 
 /// What the cases of one shape share.
-struct Made<'s> {
+pub struct Made<'s> {
     fields: &'s Fields<'s>,
-    shape: Shape,
+    pub shape: Shape,
     /// Rows of K that is no multiple of 8 are padded, and what is between them must be zero.
     padded: OnceCell<(Rows, Vec<f16>)>,
     /// On Hopper, where they are folded.
@@ -59,12 +53,12 @@ struct Made<'s> {
 }
 
 impl<'s> Made<'s> {
-    fn new(fields: &'s Fields<'s>, shape: Shape) -> Self {
+    pub fn new(fields: &'s Fields<'s>, shape: Shape) -> Self {
         Self { fields, shape, padded: OnceCell::new(), norms: fields.norms() }
     }
 
     /// The `set`-th of many layers with data of their own.
-    fn case(&self, set: usize, images: usize, variant: Option<Variant>) -> Case<'_> {
+    pub fn case(&self, set: usize, images: usize, variant: Option<Variant>) -> Case<'_> {
         let (fields, Shape { name, rows, k, n }) = (self.fields, self.shape);
         let config = &fields.suite.config;
         let (p, t) = (config.patches, config.tokens);
@@ -123,7 +117,7 @@ impl<'s> Made<'s> {
     }
 }
 
-fn layer<'c>(case: &'c Case<'_>) -> &'c Linear {
+pub fn layer<'c>(case: &'c Case<'_>) -> &'c Linear {
     match &case.launch {
         Launch::Linear(layer) => layer,
         other => unreachable!("{other:?} is no linear layer"),
@@ -176,104 +170,6 @@ pub fn all<'s>(suite: &Suite, fields: &dyn Fn() -> &'s Fields<'s>, c: &mut Crite
         };
         measure(suite, c, "linear", id, &split, |images| shape.cost(images), &make, &says);
     }
-}
-
-// --------------------------------------------------------------------------------------------------------- tuning
-
-/// One kernel at a shape: what takes turns with the others.
-struct Runner<'m> {
-    variant: Variant,
-    recording: Recording<'m>,
-    iterations: usize,
-    seconds: Vec<f64>, // of a launch
-}
-
-/// Times every kernel of every layer at groups of so many images, in turns, and writes the best of each to a file that
-/// `IMAGEHERE_CUDA_TILES` takes. One JSON object a line.
-pub fn tune(suite: &Suite, path: &str, images: &[usize]) {
-    if !suite.machine.is_hopper() {
-        return println!("skipped: no kernels of Hopper's on {}", suite.machine.describe());
-    }
-    let fields = Fields::new(suite);
-    let mut lines = format!("# {}\n", suite.machine.describe());
-    for (i, &images) in images.iter().enumerate() {
-        for shape in shapes(suite) {
-            let made = Made::new(&fields, shape);
-            let (line, said) = best(suite, &made, images, i == 0);
-            println!("{said}");
-            let _ = writeln!(lines, "{line}");
-            // Whole at any time: a run may be cut off.
-            std::fs::write(path, &lines).expect("room for a file");
-        }
-    }
-}
-
-/// The line of the best kernel for a layer, and what was found. `thorough`: all results are checked, not the best's alone.
-fn best(suite: &Suite, made: &Made<'_>, images: usize, thorough: bool) -> (String, Value) {
-    let machine = &suite.machine;
-    let cost = made.shape.cost(images);
-    let iterations = cost.iterations(suite.tiny);
-    let check = |variant: Variant| {
-        let case = made.case(0, images, Some(variant));
-        (case.poison)();
-        machine.run(&case.launch).expect(WORKS);
-        (case.check)();
-    };
-    let first = made.case(0, images, None);
-    let first = layer(&first);
-    let chosen = machine.chosen(first).expect("a layer");
-    let variants = machine.variants(first).expect("a layer");
-    let runner = |variant: Variant| {
-        if thorough {
-            check(variant);
-        }
-        let launches: Vec<Launch> =
-            (0..iterations).map(|set| made.case(set, images, Some(variant)).launch).collect();
-        let recording = machine.record(&launches).expect(WORKS);
-        recording.time(1).expect(WORKS);
-        Runner { variant, recording, iterations, seconds: vec![] }
-    };
-    // The portable ones do some of these layers as well; benchmarks of their own time them.
-    let of_hopper = variants.into_iter().filter(|variant| variant.tile().is_some());
-    let mut runners: Vec<Runner<'_>> = of_hopper.map(runner).collect();
-    for _ in 0..if suite.tiny { 1 } else { 15 } {
-        for runner in &mut runners {
-            let time = runner.recording.time(1).expect(WORKS).as_secs_f64();
-            runner.seconds.push(time / runner.iterations as f64);
-        }
-    }
-    for runner in &mut runners {
-        runner.seconds.sort_by(f64::total_cmp);
-    }
-    let median = |runner: &Runner<'_>| runner.seconds[runner.seconds.len() / 2];
-    let found =
-        runners.iter().min_by(|a, b| median(a).total_cmp(&median(b))).expect("a kernel for every layer");
-    if !thorough {
-        check(found.variant);
-    }
-    let by_choice = runners.iter().find(|runner| runner.variant == chosen).expect("it does the layer");
-    let (epilogue, [m, n, k]) = first.shape();
-    let predicted = predictions(epilogue, [m, n, k], machine.multiprocessors());
-    let about = |runner: &Runner<'_>| {
-        let (name, cut) = (runner.variant.to_string(), machine.cut(first, runner.variant));
-        let model = predicted.iter().find(|of| Some(&of.tile) == runner.variant.tile().as_ref());
-        json!({
-            "kernel": name, "seconds": median(runner), "waves": cut.waves, "useful": cut.useful / cut.room,
-            "predicted": model.map(|model| model.seconds),
-        })
-    };
-    let said = json!({
-        "name": format!("{}/{images}", made.shape.name), "shape": [m, n, k], "operations": cost.operations,
-        "best": about(found), "chosen": about(by_choice), "behind": median(by_choice) / median(found) - 1.0,
-        "all": runners.iter().map(about).collect::<Vec<_>>(),
-    });
-    let tile = found.variant.tile().expect("Hopper's");
-    let line = format!(
-        "{epilogue} {m} {n} {k} {tile} # {:.1} us, {:.1} as chosen",
-        median(found) * 1e6,
-        median(by_choice) * 1e6
-    );
-    (line, said)
 }
 
 /// What the model of `src/cuda/linear/sm90.rs` takes for the tower's layers on 132 multiprocessors, as a table. Needs

@@ -35,7 +35,7 @@ pub fn main() {
     println!("device: {}", machine.describe());
     println!("seed: {seed}");
     let (config, images): (_, &[usize]) =
-        if tiny { (small(), &[1, 2, 13]) } else { (alone(full()), &[1, 2, 4, 8, 12, 16, 32]) };
+        if tiny { (small(), &[1, 2, 17]) } else { (alone(full()), &[1, 2, 4, 8, 12, 16, 32]) };
     let suite = Suite { machine, config, images, tiny, seed };
     // Without --bench, as a test, calls in passing.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
@@ -46,7 +46,7 @@ pub fn main() {
         Some("tune") => {
             let images: Vec<usize> =
                 words[2..].iter().map(|word| word.parse().expect("a number of images")).collect();
-            return crate::linear::tune(&suite, dir.expect("a file to write"), &images);
+            return crate::tune::tune(&suite, dir.expect("a file to write"), &images);
         }
         Some("files") => return calls::files(&suite, &Model::new(&suite, dir)),
         _ if tiny && !std::env::args().any(|word| word == "--bench") => {
@@ -54,7 +54,7 @@ pub fn main() {
             calls::latency(&suite, &model);
             calls::files(&suite, &model);
             let tiles = tempfile::NamedTempFile::new().expect("a place for a file");
-            crate::linear::tune(&suite, &tiles.path().to_string_lossy(), &[1, 2]);
+            crate::tune::tune(&suite, &tiles.path().to_string_lossy(), &[1, 2]);
         }
         _ => {}
     }

@@ -89,9 +89,12 @@ def errors(run, configurations, left, result):
             made[name], bits[name] = path, path.read_bytes()
         else:
             result.update(status="cut" if status is None else "failed", end=tail(said))
-    result["same_bits"] = {name: bits[name] == bits["all"] for name in bits if "all" in bits}
+    alike = {}
+    for name, data in bits.items():
+        alike.setdefault(data, []).append(name)
+    result["equal_bits"] = list(alike.values())
     for name in SAME_BITS:
-        if not result["same_bits"].get(name, True):
+        if bits.get(name, bits.get("all")) != bits.get("all"):
             result.update(status="failed", why=f"{name} has other bits than the default")
     if not made or not has_torch(run):
         result["missing"]["errors"] = "python3 has no torch" if made else "nothing was encoded"

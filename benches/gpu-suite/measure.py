@@ -119,7 +119,7 @@ def bench(run, seconds, result, patterns, twins=()):
                 result[name + (" of sm80" if suffix else "")] = what
             for name, useful, kernel in re.findall(r"^kernel of (\S+): (\S+) (.*)", said, re.M):
                 group, rest = name.split("/", 1)
-                chosen = {"kernel": kernel, "useful": float(useful)}
+                chosen = {"kernel": kernel, **({} if useful == "-" else {"useful": float(useful)})}
                 result.setdefault("chosen", {})[f"{group}{suffix}/{rest}"] = chosen
             entry = {"status": status, "seconds": took}
             result.setdefault("processes", {})[pattern + suffix] = entry
@@ -154,7 +154,7 @@ TUNED = [1, 2] if TINY else [1, 2, 4, 8, 12, 16]  # images of a group
 
 
 def tune(run, seconds, result):
-    """Every kernel of every linear layer in turns; leaves the best in DIR/tiles.txt."""
+    """Every kernel of every linear layer, and of attention, in turns; leaves the best tiles in DIR/tiles.txt."""
     if not hopper(run):
         raise Skipped("there is but one family of kernels here")
     tiles = run.out / "tiles.txt"
@@ -208,7 +208,7 @@ def files(run, seconds, result):
 # ---------------------------------------------------------------------------------------------------------- torch
 
 ROUNDS, SAMPLES = (2, 2) if TINY else (5, 10)
-COUNTS = [1, 2, 13] if TINY else [1, 2, 4, 8, 16, 32]
+COUNTS = [1, 2, 17] if TINY else [1, 2, 4, 8, 16, 32]
 COMPILED = [1] if TINY else [8, 1]
 # Seconds left, under which nothing is begun; a compilation takes most.
 LEAST = {"eager": 8, "graph": 8, "compile": 25, "best": 25}

@@ -26,6 +26,9 @@ def rows(results):
         library = products.get(name.split("/", 1)[1]) if linear else None
         if library:
             row["cublas"] = entry["tflops"] / library["tflops"]
+        twin = benchmarks.get(name.replace("/", "_sm80/", 1))
+        if twin:
+            row["of_sm80"] = entry["seconds"] / twin["seconds"]
         if "decode" in entry:
             row["decoding"] = entry["decode"] / entry["seconds"]
             row.update(idle(benchmarks, name, entry))
@@ -54,8 +57,12 @@ def show(summary):
         cell = lambda key, form: format(row[key], form) if key in row else "-"  # noqa: E731
         extra = [f"{key} {length(row[key])}" for key in ("p90", "p99") if key in row]
         if "kernel" in row:
-            rate = f", {row['tflops'] / row['useful']:.0f} in its waves" if "tflops" in row and row.get("useful") else ""
-            extra.append(f"{row['kernel']}, {row.get('useful', 1):.1%} useful{rate}")
+            extra.append(row["kernel"])
+        if "useful" in row:
+            rate = f", {row['tflops'] / row['useful']:.0f} in its waves" if "tflops" in row else ""
+            extra.append(f"{row['useful']:.1%} useful{rate}")
+        if "of_sm80" in row:
+            extra.append(f"{row['of_sm80']:.2f} of the portable kernel's time")
         if "of_all" in row:
             extra.append(f"{row['of_all']:.3f} of the default's time")
         shares = (("decoding", "decoding"), ("gpu_idle", "GPU idle"), ("behind", "won over the choice"))
@@ -83,6 +90,8 @@ def show(summary):
         print("against torch in f32:", found.format(**summary["golden"]))
     for name, entry in summary["errors"].items():
         print(f"error by {name}: rel-L2 {entry['rel_l2']:.3e}, {entry['of_torch_fp16']:.3f} of torch's fp16")
+    if summary["equal_bits"]:
+        print("equal bits: " + "; ".join(", ".join(names) for names in summary["equal_bits"]))
     show_targets(summary)
     print(f"device: {summary['device']}")
 
@@ -98,6 +107,7 @@ def summarise(run, build, results):
         "golden": results.get("golden", {}).get("found"),
         "roof": {k: v for k, v in results.get("roof", {}).items() if k in ("tflops", "copy_gbps", "library")},
         "errors": results.get("fusions", {}).get("errors", {}),
+        "equal_bits": results.get("fusions", {}).get("equal_bits", []),
         "targets": targets(results),
         "gaps": gaps(results),
         "table": rows(results),

@@ -10,7 +10,6 @@ use half::f16;
 
 use super::Gpu;
 use super::arena::MOST_IMAGES;
-use super::attention::SCALE;
 use super::backend::CudaBackend;
 use super::driver::{DeviceMemory, DevicePtr, Event, GraphExec, Pod, Span, Stream, Zeroable};
 use super::embed_tokens::{TextRow, TokenTable};
@@ -37,8 +36,10 @@ use crate::sequence::{POISON, SequenceBuffer};
 use crate::synth::noise;
 use crate::tokenizer::{self, Tokenizer};
 
+mod attention;
 mod linear;
 
+pub use attention::{Attention, Blocks};
 pub use linear::{Cut, Epilogue, Linear, Norms, Prediction, Variant, predictions};
 
 /// fp16 noise of mean 0 and the given deviation: the same values for the same seed.
@@ -105,7 +106,7 @@ pub struct Resizing {
 #[expect(missing_docs, reason = "named as the launchers' arguments are")]
 pub enum Launch {
     Linear(Linear),
-    Attention { out: Rows, qkv: Rows, tokens: usize },
+    Attention(Attention),
     LayerNorm { out: Rows, input: Rows, weight: Rows, bias: Rows },
     Patches { out: Rows, picture: Picture, table: Rows, patch: usize },
     Resize(Resizing),
@@ -327,9 +328,7 @@ impl Machine {
         let (stream, kernels) = (&self.stream, &self.gpu.kernels);
         match launch {
             Launch::Linear(layer) => self.enqueue_linear(layer),
-            Launch::Attention { out, qkv, tokens } => {
-                kernels.attention.enqueue(stream, &out.0, &qkv.0, *tokens, SCALE)
-            }
+            Launch::Attention(attention) => self.enqueue_attention(attention),
             Launch::LayerNorm { out, input, weight, bias } => {
                 let norm = Norm { weight: weight.0.span, bias: bias.0.span };
                 kernels.layer_norm.enqueue(stream, &out.0, &input.0, &norm)
