@@ -132,7 +132,8 @@ impl Arena {
                 DeviceWeights::convert(&compute, convert, &mut ring, config, weights, policy)?
             }
         };
-        let wanted = if gpu.kernels.linear.sm90.is_some() { Fusions::from_environment()? } else { Fusions::NONE };
+        let wanted =
+            if gpu.kernels.linear.sm90.is_some() { Fusions::from_environment()? } else { Fusions::NONE };
         let fusions = fusions::fold(&compute, &gpu.kernels.fold, &mut weights, config, wanted)?;
         let embedding = embedding.map(|table| Embedding::upload(&compute, &mut ring, table)).transpose()?;
         let small = DeviceMemory::new(&context, SMALL.report.end, "the tables of a call")?;

@@ -75,7 +75,12 @@ impl Fold {
         w.check(name, "w")?;
         w.check_vectors(name, "w")?;
         contract!(name, n > 0 && k > 0 && k.is_multiple_of(VECTOR), "a layer of {w:?}");
-        contract!(name, scaled <= n && layer.bias.len() >= n, "{scaled} rows, {} biases of {n}", layer.bias.len());
+        contract!(
+            name,
+            scaled <= n && layer.bias.len() >= n,
+            "{scaled} rows, {} biases of {n}",
+            layer.bias.len()
+        );
         contract!(name, beyond.len() == 1, "{} counters", beyond.len());
         if let Some((norm, folded)) = norm {
             let weights = norm.weight.len().min(norm.bias.len());

@@ -86,7 +86,8 @@ pub(crate) fn fold(
     if !fusions.layer_norm && !fusions.query_scale {
         return Ok(fusions);
     }
-    let numbers = weights.layers.iter().map(|layer| layer.qkv.weight.rows + layer.fc1.weight.rows).sum::<usize>();
+    let numbers =
+        weights.layers.iter().map(|layer| layer.qkv.weight.rows + layer.fc1.weight.rows).sum::<usize>();
     let context = stream.context();
     let memory = DeviceMemory::new(context, (2 * numbers + 1) * size_of::<f32>(), "what is left of norms")?;
     // SAFETY: kept beside the weights, which whoever holds them keeps for as long as anything is enqueued.
@@ -102,8 +103,10 @@ pub(crate) fn fold(
         for layer in &mut weights.layers {
             let mut one = |linear: &mut Layer, norm: &Norm, scaled: (usize, f32)| {
                 let n = linear.weight.rows;
-                let folded =
-                    FoldedNorm { column_sums: span.slice(at..at + n)?, bias: span.slice(at + n..at + 2 * n)? };
+                let folded = FoldedNorm {
+                    column_sums: span.slice(at..at + n)?,
+                    bias: span.slice(at + n..at + 2 * n)?,
+                };
                 at += 2 * n;
                 let norm = fusions.layer_norm.then_some((norm, folded));
                 if norm.is_some() || scaled.0 > 0 {
@@ -121,7 +124,10 @@ pub(crate) fn fold(
             let mut count = [0];
             stream.download_and_wait(beyond, &mut count)?;
             if count[0] > 0 {
-                tracing::info!(elements = count[0], "layer norms stay apart: fp16 does not hold their products");
+                tracing::info!(
+                    elements = count[0],
+                    "layer norms stay apart: fp16 does not hold their products"
+                );
                 fusions.layer_norm = false;
             }
         }

@@ -80,7 +80,11 @@ impl LayerNorm {
         if let Some(parts) = parts {
             let (needs, has) = (x.rows * (width / PART), parts.len());
             contract!(name, width.is_multiple_of(PART), "statistics of {width} channels, {PART} at a time");
-            contract!(name, has >= needs && parts.ptr().is_aligned(8), "room for {has} statistics of {needs}");
+            contract!(
+                name,
+                has >= needs && parts.ptr().is_aligned(8),
+                "room for {has} statistics of {needs}"
+            );
         }
         if x.rows == 0 {
             return Ok(());

@@ -251,7 +251,8 @@ impl Linear {
         epilogue: &Epilogue<'_>,
     ) -> Result<()> {
         let kernel = &self.kernels[epilogue.index()][usize::from(tile == Tile::Small)];
-        let Arguments { linear: args, norm, parts_out, drop } = arguments(kernel.name(), input, layer, epilogue)?;
+        let Arguments { linear: args, norm, parts_out, drop } =
+            arguments(kernel.name(), input, layer, epilogue)?;
         let more = norm.is_some() || parts_out.is_some() || drop > 0;
         contract!(kernel.name(), !more, "norms, statistics and dropped rows are Hopper's");
         let tiles = input_rows(input).div_ceil(tile.side()) * layer.weight.rows.div_ceil(tile.side());
@@ -316,7 +317,11 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
     let norm = match (input, layer.norm) {
         (Input::BeforeNorm(_, parts), Some(norm)) => {
             let folds = matches!(epilogue, Epilogue::Bias(_) | Epilogue::QuickGelu(_));
-            contract!(name, folds && k.is_multiple_of(PART), "a norm of {k} channels folded into {epilogue:?}");
+            contract!(
+                name,
+                folds && k.is_multiple_of(PART),
+                "a norm of {k} channels folded into {epilogue:?}"
+            );
             let (needs, has) = (m * (k / PART), parts.len());
             contract!(name, has >= needs && parts.ptr().is_aligned(8), "{has} statistics of {needs}");
             let has = norm.column_sums.len().min(norm.bias.len());
@@ -338,7 +343,11 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
         Epilogue::Bias(out) | Epilogue::QuickGelu(out) | Epilogue::Gelu(out) => to(out, m)?,
         Epilogue::Residual { out, residual, more } => {
             drop = more.drop;
-            contract!(name, drop != 1 && (drop == 0 || m.is_multiple_of(drop)), "the first of {drop} of {m} rows");
+            contract!(
+                name,
+                drop != 1 && (drop == 0 || m.is_multiple_of(drop)),
+                "the first of {drop} of {m} rows"
+            );
             let rows = m - m.checked_div(drop).unwrap_or(0);
             to(out, rows)?;
             residual.check(name, "residual")?;
@@ -353,7 +362,11 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
             if let Some(parts) = more.parts {
                 let (needs, has) = (rows * (n / PART), parts.len());
                 contract!(name, n.is_multiple_of(PART), "statistics of {n} columns, {PART} at a time");
-                contract!(name, has >= needs && parts.ptr().is_aligned(8), "room for {has} statistics of {needs}");
+                contract!(
+                    name,
+                    has >= needs && parts.ptr().is_aligned(8),
+                    "room for {has} statistics of {needs}"
+                );
                 parts_out = Some(parts);
             }
             args.extra = residual.span.ptr();

@@ -128,10 +128,8 @@ const PIXELS: usize = 128;
 const BYTES: usize = 512;
 
 /// Horizontal, vertical.
-pub(crate) const ENTRIES: [Entry; 2] = [
-    Entry::new("resize_horizontal", 128, 0),
-    Entry::new("resize_vertical", 128, 0),
-];
+pub(crate) const ENTRIES: [Entry; 2] =
+    [Entry::new("resize_horizontal", 128, 0), Entry::new("resize_vertical", 128, 0)];
 
 /// The loaded kernels.
 #[derive(Debug)]

@@ -30,12 +30,12 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct Workspace {
     images: usize,
-    patches: Matrix, // [B · P, 3·patch²]
-    hidden: Matrix,  // [B · T, C], the residual stream
-    mixed: Matrix,   // [B · T, C], after a norm, or after attention
-    qkv: Matrix,     // [B · T, 3C]
-    mlp: Matrix,     // [B · T, F]
-    inner: Matrix,   // [B · P, projector width]
+    patches: Matrix,      // [B · P, 3·patch²]
+    hidden: Matrix,       // [B · T, C], the residual stream
+    mixed: Matrix,        // [B · T, C], after a norm, or after attention
+    qkv: Matrix,          // [B · T, 3C]
+    mlp: Matrix,          // [B · T, F]
+    inner: Matrix,        // [B · P, projector width]
     parts: Span<RowPart>, // [B · T, C / 16], statistics of hidden
     memory: DeviceMemory,
 }
@@ -182,11 +182,8 @@ impl Tower<'_> {
 
         // Statistics of hidden, from whoever stores it to whoever has the next norm folded in.
         let parts = fusions.layer_norm.then_some(workspace.parts);
-        let add_to_hidden = Epilogue::Residual {
-            out: &hidden,
-            residual: &hidden,
-            more: MoreOfResidual { parts, drop: 0 },
-        };
+        let add_to_hidden =
+            Epilogue::Residual { out: &hidden, residual: &hidden, more: MoreOfResidual { parts, drop: 0 } };
         let normed = |norm| match parts {
             Some(parts) => Ok(Input::BeforeNorm(&hidden, parts)),
             None => layer_norm.enqueue(stream, &mixed, &hidden, norm).map(|()| Input::All(&mixed)),

@@ -73,10 +73,8 @@ parameters! {
 const WARPS: usize = 4;
 
 /// Rows, slots.
-pub(crate) const ENTRIES: [Entry; 2] = [
-    Entry::new("verify_rows", 32 * WARPS as u32, 0),
-    Entry::new("verify_slots", 32 * WARPS as u32, 0),
-];
+pub(crate) const ENTRIES: [Entry; 2] =
+    [Entry::new("verify_rows", 32 * WARPS as u32, 0), Entry::new("verify_slots", 32 * WARPS as u32, 0)];
 
 /// The loaded kernels.
 #[derive(Debug)]

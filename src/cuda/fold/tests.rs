@@ -129,11 +129,17 @@ fn counts_what_fp16_would_not_hold_and_writes_nothing_then() {
 fn refuses_what_breaks_the_contract() {
     let case = Case::new(4, 24, 0.3);
     let refuse = |folding: &Folding<'_>, expected: &str| {
-        let error = case.bench.gpu.kernels.fold.enqueue(&case.bench.stream, folding, true).unwrap_err().to_string();
+        let error =
+            case.bench.gpu.kernels.fold.enqueue(&case.bench.stream, folding, true).unwrap_err().to_string();
         assert!(error.contains("launch of fold_norm") && error.contains(expected), "{error}");
     };
     let layer = case.layer;
-    let good = Folding { layer: &layer, norm: Some((&case.norm, case.folded)), scaled: (0, 1.0), beyond: case.beyond };
+    let good = Folding {
+        layer: &layer,
+        norm: Some((&case.norm, case.folded)),
+        scaled: (0, 1.0),
+        beyond: case.beyond,
+    };
     refuse(&Folding { scaled: (5, 1.0), ..good }, "5 rows, 4 biases of 4");
     let odd = Layer { weight: Matrix { columns: 23, ..layer.weight }, ..layer };
     refuse(&Folding { layer: &odd, ..good }, "a layer of");

@@ -132,7 +132,13 @@ pub(crate) struct Variant {
     pub(crate) entry: Entry,
 }
 
-const fn variant(name: &'static str, kind: Kind, rows: usize, columns: usize, flags: (bool, usize)) -> Variant {
+const fn variant(
+    name: &'static str,
+    kind: Kind,
+    rows: usize,
+    columns: usize,
+    flags: (bool, usize),
+) -> Variant {
     let tile = Tile { rows, columns, pingpong: flags.0, cluster: flags.1 };
     let entry = Entry::new(name, 384, tile.shared_bytes() as u32).programmatic().cluster(tile.cluster as u32);
     Variant { kind, tile, entry }
@@ -246,7 +252,8 @@ impl LinearSm90 {
     /// # Errors
     /// As [`Kernel::load`]; [`Error::Argument`] and [`Error::Read`] over the file that `IMAGEHERE_CUDA_TILES` names.
     pub(crate) fn load(module: &Arc<Module>) -> Result<Self> {
-        let kernels = VARIANTS.iter().map(|variant| Kernel::load(module, variant.entry)).collect::<Result<_>>()?;
+        let kernels =
+            VARIANTS.iter().map(|variant| Kernel::load(module, variant.entry)).collect::<Result<_>>()?;
         let measured = match std::env::var_os("IMAGEHERE_CUDA_TILES") {
             None => parse(MEASURED)?,
             Some(path) => {
@@ -307,7 +314,11 @@ impl LinearSm90 {
         let (kernel, Variant { kind, tile, .. }) = (&self.kernels[variant], VARIANTS[variant]);
         let name = kernel.name();
         contract!(name, kind == Kind::ALL[epilogue.index()], "for {epilogue:?}");
-        contract!(name, Self::takes(input, layer, epilogue), "rows of no whole vectors: {layer:?}, {epilogue:?}");
+        contract!(
+            name,
+            Self::takes(input, layer, epilogue),
+            "rows of no whole vectors: {layer:?}, {epilogue:?}"
+        );
         let Arguments { linear, norm, parts_out, drop } = arguments(name, input, layer, epilogue)?;
         let (m, n) = (linear.m as usize, linear.n as usize);
         if m == 0 || n == 0 {
@@ -326,7 +337,13 @@ impl LinearSm90 {
         let a = input.matrix();
         let parameters = LinearSm90Parameters {
             a: TensorMap::new(context, a.span.ptr(), [k, m], [a.pitch], tile.rows)?,
-            w: TensorMap::new(context, layer.weight.span.ptr(), [k, n], [layer.weight.pitch], tile.columns / tile.cluster)?,
+            w: TensorMap::new(
+                context,
+                layer.weight.span.ptr(),
+                [k, n],
+                [layer.weight.pitch],
+                tile.columns / tile.cluster,
+            )?,
             args,
         };
         let blocks = tile.blocks(m, n, context.multiprocessors() as usize);

@@ -19,10 +19,10 @@ pub(crate) struct Case {
     pub(crate) bench: Bench,
     pub(crate) m: usize,
     pub(crate) n: usize,
-    x: Vec<f16>,                 // [M, K]
-    weight: Vec<f16>,            // [N, K]
-    pub(crate) bias: Vec<f16>,   // [N]
-    pub(crate) extra: Vec<f16>,  // [M, N]
+    x: Vec<f16>,                // [M, K]
+    weight: Vec<f16>,           // [N, K]
+    pub(crate) bias: Vec<f16>,  // [N]
+    pub(crate) extra: Vec<f16>, // [M, N]
     pub(crate) input: Matrix,
     pub(crate) layer: Layer,
     _memory: [Array; 3],
@@ -159,7 +159,8 @@ fn adds_to_the_residual_in_place() {
                 case.enqueue(tile, &Epilogue::Residual { out, residual: &residual, more: Default::default() })
             });
             let (memory, out) = case.bench.matrix(&case.extra, case.n, pitch, MARK);
-            case.enqueue(tile, &Epilogue::Residual { out: &out, residual: &out, more: Default::default() }).unwrap();
+            case.enqueue(tile, &Epilogue::Residual { out: &out, residual: &out, more: Default::default() })
+                .unwrap();
             assert_eq!(bits(&case.bench.rows(&memory, &out, MARK)), bits(&apart));
         }
     }

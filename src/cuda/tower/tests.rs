@@ -141,23 +141,33 @@ fn equals_the_cpu(fusions: Fusions, model: fn() -> Model) {
     let slots = Slots::new(&gpu.bench, &slots, &[0, 1, 2, 3]);
     let before = gpu.bench.gpu.context.launches();
     let mut stages = cpu.stages.iter();
-    gpu.enqueue(images, &slots.table, Some(&mut |stage, matrix| {
-        let (expected_stage, expected) = stages.next().unwrap();
-        assert_eq!(stage, *expected_stage);
-        let mut values = vec![f16::ZERO; matrix.rows * matrix.columns];
-        let (shape, stride) = ((matrix.rows, matrix.columns), matrix.columns);
-        // SAFETY: there is room for all rows, and the wait is below.
-        unsafe {
-            gpu.bench.stream.download_rows(matrix.span, matrix.pitch, shape, values.as_mut_ptr(), stride)?
-        };
-        gpu.bench.stream.synchronize()?;
-        let expected = wide(expected);
-        let error = relative_l2(&values, &expected);
-        // A folded norm rounds weights where the CPU rounds rows: the two errors have nothing in common.
-        let bound = if fusions.layer_norm { 1.3e-3 } else { 1e-3 };
-        assert!(error <= bound, "{fusions:?}, {stage:?}: {error}");
-        Ok(())
-    }));
+    gpu.enqueue(
+        images,
+        &slots.table,
+        Some(&mut |stage, matrix| {
+            let (expected_stage, expected) = stages.next().unwrap();
+            assert_eq!(stage, *expected_stage);
+            let mut values = vec![f16::ZERO; matrix.rows * matrix.columns];
+            let (shape, stride) = ((matrix.rows, matrix.columns), matrix.columns);
+            // SAFETY: there is room for all rows, and the wait is below.
+            unsafe {
+                gpu.bench.stream.download_rows(
+                    matrix.span,
+                    matrix.pitch,
+                    shape,
+                    values.as_mut_ptr(),
+                    stride,
+                )?
+            };
+            gpu.bench.stream.synchronize()?;
+            let expected = wide(expected);
+            let error = relative_l2(&values, &expected);
+            // A folded norm rounds weights where the CPU rounds rows: the two errors have nothing in common.
+            let bound = if fusions.layer_norm { 1.3e-3 } else { 1e-3 };
+            assert!(error <= bound, "{fusions:?}, {stage:?}: {error}");
+            Ok(())
+        }),
+    );
     assert!(stages.next().is_none());
     let per_layer = if gpu.fusions.layer_norm { 5 } else { 7 };
     let launches = 4 + per_layer * gpu.model.config.layers as u64;

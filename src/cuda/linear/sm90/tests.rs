@@ -2,8 +2,8 @@ use half::f16;
 
 use super::*;
 use crate::cuda::driver::Span;
-use crate::cuda::linear::{MoreOfResidual, PART, SlotRows};
 use crate::cuda::linear::tests::{Case, Finish, MARK, Slots, assert_near};
+use crate::cuda::linear::{MoreOfResidual, PART, SlotRows};
 use crate::cuda::matrix::Matrix;
 use crate::cuda::testkit::{Random, bits, erfc};
 
@@ -119,7 +119,13 @@ fn drops_class_rows_and_leaves_statistics() {
         let rows = images * (tokens - usize::from(more.drop > 0));
         case.run(rows, n, |out| {
             let epilogue = Epilogue::Residual { out, residual: &residual, more };
-            sm90(&case).enqueue_in(&case.bench.stream, variant, Input::All(&case.input), &case.layer, &epilogue)
+            sm90(&case).enqueue_in(
+                &case.bench.stream,
+                variant,
+                Input::All(&case.input),
+                &case.layer,
+                &epilogue,
+            )
         })
     };
     for variant in of(Kind::Residual) {
@@ -135,7 +141,10 @@ fn drops_class_rows_and_leaves_statistics() {
         for (part, of) in found.iter().zip(y.chunks_exact(PART)) {
             let mean = of.iter().map(|x| x.to_f64()).sum::<f64>() / PART as f64;
             let squares = of.iter().map(|x| (x.to_f64() - mean).powi(2)).sum::<f64>();
-            assert!((f64::from(part.mean) - mean).abs() <= 1e-6 && (f64::from(part.squares) - squares).abs() <= 1e-5);
+            assert!(
+                (f64::from(part.mean) - mean).abs() <= 1e-6
+                    && (f64::from(part.squares) - squares).abs() <= 1e-5
+            );
         }
     }
 }
@@ -218,9 +227,19 @@ fn refuses_what_breaks_the_contract() {
     refuse(before, layer, &Epilogue::Bias(&out), "into a layer with the norm None");
     refuse(all, folded, &Epilogue::Bias(&out), "into a layer with the norm Some");
     refuse(before, folded, &Epilogue::Gelu(&out), "folded into");
-    refuse(Input::BeforeNorm(&a, parts.slice(0..67).unwrap()), folded, &Epilogue::Bias(&out), "67 statistics of 68");
+    refuse(
+        Input::BeforeNorm(&a, parts.slice(0..67).unwrap()),
+        folded,
+        &Epilogue::Bias(&out),
+        "67 statistics of 68",
+    );
     let short = crate::cuda::linear::FoldedNorm { bias: numbers.slice(0..15).unwrap(), ..norm };
-    refuse(before, Layer { norm: Some(short), ..layer }, &Epilogue::Bias(&out), "15 column sums and biases of 16");
+    refuse(
+        before,
+        Layer { norm: Some(short), ..layer },
+        &Epilogue::Bias(&out),
+        "15 column sums and biases of 16",
+    );
     let square = Case::new((34, 16, 16));
     let (x, more) = (square.input, MoreOfResidual { parts: None, drop: 17 });
     let on = |out: &Matrix, more, expected: &str| {
@@ -230,10 +249,19 @@ fn refuses_what_breaks_the_contract() {
     on(&out, more, "not [32, 16]");
     on(&kept, MoreOfResidual { drop: 5, ..more }, "the first of 5 of 34 rows");
     on(&kept, MoreOfResidual { drop: 1, ..more }, "the first of 1 of 34 rows");
-    on(&out, MoreOfResidual { parts: Some(parts.slice(0..33).unwrap()), drop: 0 }, "room for 33 statistics of 34");
+    on(
+        &out,
+        MoreOfResidual { parts: Some(parts.slice(0..33).unwrap()), drop: 0 },
+        "room for 33 statistics of 34",
+    );
     // Rows of no whole vectors go to the portable kernels, which know nothing of norms.
     let portable = &case.bench.gpu.kernels.linear;
     let narrow = Matrix { rows: 15, ..layer.weight };
-    let error = portable.enqueue(&case.bench.stream, before, &Layer { weight: narrow, ..folded }, &Epilogue::Bias(&out));
+    let error = portable.enqueue(
+        &case.bench.stream,
+        before,
+        &Layer { weight: narrow, ..folded },
+        &Epilogue::Bias(&out),
+    );
     assert!(error.unwrap_err().to_string().contains("launch of linear_bias_"));
 }
