@@ -50,11 +50,18 @@ CHECKPOINTS = [
          sizes=dict(width=192, mlp=768, layers=4, patch=14, grid=5, projector=224, hidden=224)),
     dict(name="safetensors_f32_faint", form="safetensors", shards=2, dtype="F32", flavour=["faint", "extras"], odd=False,
          sizes=dict(width=128, mlp=320, layers=1, patch=10, grid=3, projector=128, hidden=96)),
+    dict(name="safetensors_bf16_massive", form="safetensors", shards=1, dtype="BF16", flavour=["massive"], odd=False,
+         sizes=dict(width=128, mlp=512, layers=2, patch=14, grid=3, projector=96, hidden=64)),
+    dict(name="safetensors_bf16_far", form="safetensors", shards=1, dtype="BF16", flavour=["far"], odd=False,
+         sizes=dict(width=128, mlp=512, layers=2, patch=14, grid=3, projector=96, hidden=64)),
 ]  # fmt: skip
 
 # Mistakes that a checkpoint cannot show: one head hides how heads are cut, exact GELU and its tanh form part only
 # far from 0, eps shows only under faint embeddings (and there the tower's input hides nothing else).
+# A strained residual stream hides nearly all of them: those goldens are about layer norms alone.
 def visible(mistake, spec):
+    if "massive" in spec["flavour"] or "far" in spec["flavour"]:
+        return False
     if mistake == "projector gelu tanh":
         return "erf" in spec["flavour"]
     if mistake == "eps 1e-6":
@@ -164,7 +171,7 @@ def golden(spec, weights, images):
     hidden = {m: e for m, e in mistakes.items() if visible(m, spec) and e <= 10 * TOLERANCE}
     assert not hidden, (spec["name"], "mistakes that would pass", hidden)
     print(f"{spec['name']:24} fp16 run {worst16:.1e}  nearest mistake", min(
-        (v, k) for k, v in mistakes.items() if visible(k, spec)))  # fmt: skip
+        ((v, k) for k, v in mistakes.items() if visible(k, spec)), default="of none that shows"))  # fmt: skip
     return out, {k: float(f"{v:.4e}") for k, v in fp16_error.items()}, mistakes
 
 
@@ -195,6 +202,7 @@ def main():
             for t in specs:
                 t.dtype = "F32" if len(t.shape) == 1 else "BF16" if "embedding" in t.name else "F16"
         weights = checkpoint.materialise(seed, specs)
+        checkpoint.strain(weights, spec["flavour"])
         weights_of[spec["name"]] = weights
         config = checkpoint.config_json(sizes, spec["dtype"])
         directory = HERE / spec["name"]
@@ -212,7 +220,7 @@ def main():
         entries.append(
             dict(
                 name=spec["name"], form=spec["form"], shards=spec["shards"], seed=seed, sizes=sizes, config=config,
-                sha256=checkpoint.digest(weights), fp16_error=fp16_error, mistakes=mistakes,
+                flavour=spec["flavour"], sha256=checkpoint.digest(weights), fp16_error=fp16_error, mistakes=mistakes,
                 tensors=[[t.name, t.shape, t.dtype, t.mean, t.std] for t in specs],
             )
         )  # fmt: skip
