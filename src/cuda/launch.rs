@@ -49,13 +49,11 @@ impl Entry {
     }
 
     /// The same kernel, launched so that it may overlap with the launch before it.
-    
     pub(crate) const fn programmatic(self) -> Self {
         Self { programmatic: true, ..self }
     }
 
     /// The same kernel, in clusters of so many blocks along x.
-    
     pub(crate) const fn cluster(self, blocks: u32) -> Self {
         Self { cluster: blocks, ..self }
     }
