@@ -88,12 +88,14 @@ fn life() -> Result<(), String> {
     case.encode(&"and at last one that is longer: <ImageHere>; ".repeat(8), &of_tower, false)
 }
 
-/// Lives with a fault; all that was said.
-fn live(plant: &str, devices: &str, seed: u32) -> String {
+/// Lives with a fault on a device of Hopper's, on one that runs the portable kernels, or on two; all that was said.
+fn live(plant: &str, on: &str, seed: u32) -> String {
     let seed = seed.to_string();
     let mut environment = vec![("EMU_PLANT", plant), ("EMU_SEED", &seed)];
-    if devices != "1" {
-        environment.push(("EMU_DEVICES", devices));
+    match on {
+        "one" => {}
+        "portable" => environment.push(("IMAGEHERE_CUDA_KERNELS", "sm80")),
+        _ => environment.push(("EMU_DEVICES", "2")),
     }
     in_child("cuda::mutants::emulated::child_lives", &environment)
 }
@@ -112,21 +114,21 @@ mod emulated {
 
     #[test]
     fn without_a_fault_all_is_well() {
-        for (devices, seeds) in [("1", 0..8), ("2", 0..3)] {
+        for (on, seeds) in [("one", 0..8), ("portable", 0..3), ("two", 0..3)] {
             for seed in seeds {
-                let said = live("", devices, seed);
+                let said = live("", on, seed);
                 assert!(said.contains("outcome: well\nplanted: 0\n"), "seed {seed}: {said}");
             }
         }
     }
 
-    /// A test for each fault, the plant of it, devices, and what finds it: one of these.
+    /// A test for each fault, the plant of it, where, and what finds it: one of these.
     macro_rules! mutants {
-        ($($name:ident: $plant:literal on $devices:literal by $($found:literal)|+;)*) => {$(
+        ($($name:ident: $plant:literal on $on:literal by $($found:literal)|+;)*) => {$(
             #[test]
             fn $name() {
                 for seed in seeds() {
-                    let said = live($plant, $devices, seed);
+                    let said = live($plant, $on, seed);
                     assert!(!said.contains("planted: 0\n"), "seed {seed}: nothing was planted: {said}");
                     assert!(!said.contains("outcome: well\n"), "seed {seed}: NOT FOUND: {said}");
                     let found = [$($found),+].iter().any(|found| said.contains(found));
@@ -138,36 +140,45 @@ mod emulated {
 
     mutants! {
         // ---- the runtime: streams, events, slots, memory ----
-        compute_does_not_wait_for_uploads: "skip:cuStreamWaitEvent:1" on "1" by "race between launches" | "uninitialised";
-        uploads_do_not_wait_for_readers: "skip:cuStreamWaitEvent:2" on "1" by "race between launches";
-        uploads_record_no_event: "skip:cuEventRecord:2" on "1" by "race between launches" | "page-locked" | "uninitialised";
-        readers_record_no_event: "skip:cuEventRecord:1" on "1" by "race between launches" | "page-locked";
-        an_upload_slot_is_refilled_early: "skip:cuEventSynchronize" on "1" by "page-locked";
-        patches_are_cut_on_another_stream: "stream:patches" on "1" by "race between launches" | "uninitialised";
-        a_resize_pass_runs_on_another_stream: "stream:resize_vertical" on "1" by "race between launches" | "uninitialised";
-        text_rows_go_to_another_stream: "stream:embed_tokens*" on "1" by "race between launches";
-        a_group_keeps_the_slots_of_the_last: "skip:upload:168" on "1" by "use after free" | "uninitialised";
-        slots_are_off_by_one_image: "change8:linear_scatter*:48:4" on "1" by "uninitialised" | "differs";
-        slots_begin_at_the_next_image: "roll:32:4" on "1" by "not complete";
-        a_graph_holds_memory_that_is_gone: "instantiate:3" on "1" by "use after free";
-        the_second_device_does_not_wait_for_the_first: "skip:cuStreamWaitEvent:3:1" on "2" by "race between launches";
+        compute_does_not_wait_for_uploads: "skip:cuStreamWaitEvent:1" on "one" by "race between launches" | "uninitialised";
+        uploads_do_not_wait_for_readers: "skip:cuStreamWaitEvent:2" on "one" by "race between launches";
+        uploads_record_no_event: "skip:cuEventRecord:2" on "one" by "race between launches" | "page-locked" | "uninitialised";
+        readers_record_no_event: "skip:cuEventRecord:1" on "one" by "race between launches" | "page-locked";
+        an_upload_slot_is_refilled_early: "skip:cuEventSynchronize" on "one" by "page-locked";
+        patches_are_cut_on_another_stream: "stream:patches" on "one" by "race between launches" | "uninitialised";
+        a_resize_pass_runs_on_another_stream: "stream:resize_vertical" on "one" by "race between launches" | "uninitialised";
+        text_rows_go_to_another_stream: "stream:embed_tokens*" on "one" by "race between launches";
+        a_group_keeps_the_slots_of_the_last: "skip:upload:168" on "one" by "use after free" | "uninitialised";
+        slots_are_off_by_one_image: "change8:linear_sm90_scatter*:304:4" on "one" by "uninitialised" | "differs";
+        slots_begin_at_the_next_image: "roll:32:4" on "one" by "not complete";
+        a_graph_holds_memory_that_is_gone: "instantiate:3" on "one" by "use after free";
+        the_second_device_does_not_wait_for_the_first: "skip:cuStreamWaitEvent:3:1" on "two" by "race between launches";
         // ---- launchers: order, sizes, places ----
-        layer_norm_swaps_weight_and_bias: "swap:layer_norm:16:24:8" on "1" by "differs";
-        layer_norm_has_a_wrong_eps: "scale:layer_norm:44:1000" on "1" by "differs";
-        layer_norm_leaves_the_last_rows: "grid:layer_norm:-1:0" on "1" by "differs";
-        attention_swaps_its_pitches: "swap:attention*:24:28:4" on "1" by "differs";
-        attention_leaves_the_last_token: "change:attention*:16:-1" on "1" by "uninitialised" | "differs";
-        the_class_row_is_not_skipped: "change:linear_gelu*:92:-1" on "1" by "differs";
-        patches_embed_at_a_wrong_row: "change:linear_embed*:88:-1" on "1" by "differs";
-        the_residual_has_a_wrong_pitch: "change:linear_residual*:76:8" on "1" by "out of bounds" | "uninitialised" | "race";
-        a_product_ends_early: "change:linear_quick_gelu*:64:-8" on "1" by "differs";
-        a_product_misses_a_column: "change:linear_bias*:60:-8" on "1" by "uninitialised" | "differs";
-        a_product_has_too_little_shared_memory: "shared:linear_bias*:-1024" on "1" by "shared memory out of bounds";
-        resize_swaps_firsts_and_counts: "swap:resize_horizontal:16:24:8" on "1" by "out of bounds" | "differs";
-        patches_read_at_a_wrong_pitch: "change:patches:36:3" on "1" by "out of bounds" | "uninitialised" | "differs";
-        the_last_text_row_is_left: "change:embed_tokens*:8:-1" on "1" by "not complete";
-        the_last_row_of_a_weight_is_left: "change8:convert*:16:-1" on "1" by "differs" | "uninitialised";
-        a_weight_is_scaled_twice: "scale:convert*:44:2" on "1" by "differs";
-        the_last_slot_is_not_measured: "change:verify_slots:24:-1" on "1" by "differs";
+        layer_norm_swaps_weight_and_bias: "swap:layer_norm:24:32:8" on "one" by "differs";
+        layer_norm_has_a_wrong_eps: "scale:layer_norm:52:1000" on "portable" by "differs";
+        layer_norm_leaves_the_last_rows: "grid:layer_norm:-1:0" on "one" by "differs" | "uninitialised";
+        a_norm_is_not_folded: "skip:fold_norm" on "one" by "differs";
+        a_fold_leaves_the_last_rows: "grid:fold_norm:-1:0" on "one" by "differs";
+        attention_has_a_wrong_pitch: "change:attention_sm90*:332:8" on "one" by "differs" | "out of bounds";
+        attention_leaves_the_last_token: "change:attention_sm90*:320:-1" on "one" by "uninitialised" | "differs";
+        attention_has_half_the_scale: "scale:attention_sm90*:336:0.5" on "one" by "differs";
+        attention_swaps_its_pitches: "swap:attention*:24:28:4" on "portable" by "differs";
+        all_rows_are_dropped: "change:linear_sm90_residual*:388:1" on "one" by "differs" | "uninitialised" | "out of bounds";
+        the_class_row_is_not_skipped: "change:linear_gelu*:92:-1" on "portable" by "differs";
+        patches_embed_at_a_wrong_row: "change:linear_sm90_embed*:344:-1" on "one" by "differs" | "uninitialised";
+        the_residual_has_a_wrong_pitch: "change:linear_sm90_residual*:332:8" on "one" by "out of bounds" | "uninitialised" | "race";
+        a_product_ends_early: "change:linear_sm90_quick_gelu*:320:-64" on "one" by "differs";
+        a_product_misses_a_column: "change:linear_sm90_bias*:316:-8" on "one" by "uninitialised" | "differs";
+        a_product_has_too_little_shared_memory: "shared:linear_sm90_bias*:-2048" on "one" by "shared memory out of bounds" | "not shared memory";
+        a_product_ends_early_on_others: "change:linear_quick_gelu*:64:-8" on "portable" by "differs";
+        the_maps_are_swapped: "swap:linear_sm90_bias*:0:128:128" on "one" by "differs" | "out of bounds" | "deadlock" | "race";
+        a_folded_norm_has_a_wrong_eps: "scale:linear_sm90_*:384:10000" on "one" by "differs";
+        statistics_are_of_other_columns: "change8:linear_sm90_bias*:352:64" on "one" by "differs" | "uninitialised" | "out of bounds";
+        resize_swaps_firsts_and_counts: "swap:resize_horizontal:16:24:8" on "one" by "out of bounds" | "differs";
+        patches_read_at_a_wrong_pitch: "change:patches:36:3" on "one" by "out of bounds" | "uninitialised" | "differs";
+        the_last_text_row_is_left: "change:embed_tokens*:8:-1" on "one" by "not complete";
+        the_last_row_of_a_weight_is_left: "change8:convert*:16:-1" on "one" by "differs" | "uninitialised";
+        a_weight_is_scaled_twice: "scale:convert*:44:2" on "one" by "differs";
+        the_last_slot_is_not_measured: "change:verify_slots:24:-1" on "one" by "differs";
     }
 }

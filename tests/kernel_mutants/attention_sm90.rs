@@ -116,4 +116,13 @@ mutants! { attention_sm90:
     fragments_of_the_step_before: "attention_sm90.cu", WRONG,
         "            weigh(s, step);\n            fragment(p[step], s, step);" =>
         "            weigh(s, step);\n            fragment(p[step], s, step > 0 ? step - 1 : 0);";
+
+    // Launches that overlap.
+    no_dependency_wait: "attention_sm90.cu", LATE,
+        "    grid_wait();\n" => "";
+    consumers_alone_wait: "attention_sm90.cu", LATE,
+        "    grid_wait();\n" => "    if (thread_x() >= WARP_GROUP) {\n        grid_wait();\n    }\n";
+    wait_after_the_copies: "attention_sm90.cu", LATE,
+        "    grid_wait();\n" => "",
+        "            produce<GROUPS>(rings, q, kv, work);\n" => "            produce<GROUPS>(rings, q, kv, work);\n            grid_wait();\n";
 }
