@@ -119,7 +119,7 @@ pub fn latency(suite: &Suite, model: &Model) {
     let start = Instant::now();
     call(&open, &open.plan(1), 0);
     say("first_warm/1".into(), json!({ "seconds": start.elapsed().as_secs_f64() }));
-    let (least, time) = if suite.tiny { (3, 0.0) } else { (100, 1.5) };
+    let (least, time) = if suite.tiny { (3, 0.0) } else { (100, 1.0) };
     for images in counts {
         let plan = open.plan(images);
         let mut sequence = open.encoder.device_sequence().expect(WORKS);

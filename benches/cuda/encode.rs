@@ -151,7 +151,7 @@ pub fn all(suite: &Suite, c: &mut Criterion) {
     let model = || model.get_or_init(|| Model::new(suite));
     let mut group = c.benchmark_group("encode");
     if !suite.tiny {
-        group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+        group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_millis(1400));
     }
     for &images in suite.images {
         let throughput = Throughput::Elements((images as f64 * operations(&suite.config)) as u64);

@@ -62,8 +62,8 @@ pub fn main() {
         .without_plots()
         .sample_size(if tiny { 10 } else { 50 })
         .nresamples(if tiny { 10 } else { 2000 })
-        .warm_up_time(Duration::from_millis(if tiny { 1 } else { 80 }))
-        .measurement_time(Duration::from_millis(if tiny { 1 } else { 250 }))
+        .warm_up_time(Duration::from_millis(if tiny { 1 } else { 60 }))
+        .measurement_time(Duration::from_millis(if tiny { 1 } else { 200 }))
         .configure_from_args();
     crate::kernels::all(&suite, &mut criterion);
     crate::encode::all(&suite, &mut criterion);

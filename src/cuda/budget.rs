@@ -221,7 +221,7 @@ fn judge_instructions(kernel: &str, instructions: &BTreeSet<String>) -> Vec<Stri
     ignore = "there was no nvdisasm beside nvcc: bash kernels/fetch-nvcc brings one"
 )]
 fn hoppers_kernels_are_made_of_hoppers_instructions() {
-    let nvdisasm = option_env!("IMAGEHERE_NVDISASM").expect("build.rs names it");
+    let Some(nvdisasm) = option_env!("IMAGEHERE_NVDISASM") else { panic!("build.rs names it") };
     let mut wrong = Vec::new();
     let hopper: Vec<_> = super::images::IMAGES.iter().filter(|image| image.name.ends_with("_sm90")).collect();
     assert!(!hopper.is_empty());
