@@ -127,6 +127,8 @@ mutants! { linear_sm90_bias:
         "descriptor_k_major(w + k * 32)" => "matrix_descriptor(w + k * 32, 16, 512)";
     stride_of_a: "linear_sm90.cuh", WRONG | BULK | UNSET | BOUNDS,
         "descriptor_k_major(a + i * 8192 + k * 32)" => "matrix_descriptor(a + i * 8192 + k * 32, 16, 2048)";
+    swizzle_of_64_bytes: "ptx_sm90.cuh", DESCRIPTOR,
+        "1ull << 62;" => "2ull << 62;";
     thirty_two_columns_further: "linear_sm90.cuh", WRONG | BULK | UNSET,
         "descriptor_k_major(w + k * 32)" => "descriptor_k_major(w + k * 64)";
     upper_sums_of_the_wrong_rows: "linear_sm90.cuh", WRONG,

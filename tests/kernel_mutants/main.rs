@@ -50,6 +50,7 @@ const NO_MBARRIER: &str = "no mbarrier";
 const OVERRUN: &str = "mbarrier overrun";
 const DEADLOCK: &str = "deadlock";
 const TOUCHED: &str = "mbarrier touched";
+const DESCRIPTOR: &str = "matrix descriptor";
 const REGISTERS: &str = "register budget";
 const CLUSTER: &str = "missing cluster_barrier";
 const CLUSTER_WAIT: &str = "missing mbarrier_wait_cluster";

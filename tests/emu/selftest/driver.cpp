@@ -527,6 +527,7 @@ int run(const char *program, const char *path, const char *part, std::string &ou
 
 int main(int count, char **arguments) {
     if (count == 3) {
+        setenv("EMU_CC", "8.0", 1); // what is true before Hopper; parts about Hopper ask for it
         library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
         if (library == nullptr) {
             std::printf("%s\n", dlerror());
