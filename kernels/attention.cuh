@@ -118,19 +118,3 @@ template <class S> PTX_INLINE void fragment(unsigned (&a)[4], S &p, int step) {
         a[i] = pack_fp16x2(at(p, step * 8 + 2 * i), at(p, step * 8 + 2 * i + 1));
     }
 }
-
-// A 4 x 4 transposition across the four lanes of a quad: lane t's r[u] becomes what lane u had in r[t].
-PTX_INLINE void transpose_quad(unsigned (&r)[4]) {
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-        const bool upper = lane() & bit;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if ((i & bit) == 0) {  // each pair of registers swaps one with the pair of the other lane
-                const unsigned got = shuffle_xor(upper ? r[i] : r[i | bit], bit);
-                r[i] = upper ? got : r[i];
-                r[i | bit] = upper ? r[i | bit] : got;
-            }
-        }
-    }
-}

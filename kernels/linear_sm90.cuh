@@ -287,23 +287,6 @@ PTX_INLINE void give(const Places<Tile> &at, const LinearSm90Args &args) {
 // ----------------------------------------------------------------------------------------------------------
 // From sums to memory.
 
-// Lane t of four gets word t of each, and word i from lane i: its own inverse.
-PTX_INLINE void trade(unsigned (&words)[4]) {
-    const int t = lane() % 4;
-#pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if ((i & bit) == 0) {
-                const bool upper = (t & bit) != 0;
-                const unsigned got = shuffle_xor(upper ? words[i] : words[i | bit], bit);
-                words[i] = upper ? got : words[i];
-                words[i | bit] = upper ? words[i | bit] : got;
-            }
-        }
-    }
-}
-
 // Eight columns of a row to the slots of its image, wherever the caller has them: a short loop where 16 bytes do not fit,
 // since this stands in the code once for every fragment.
 PTX_INLINE void scatter_chunk(const LinearArgs &args, vec16 values, int row, int n) {
@@ -356,7 +339,7 @@ PTX_INLINE void store_sums(const LinearSm90Args &args, const float (&sums)[Tile:
             const vec16 extra = load_16(from);
             words[0] = extra.x, words[1] = extra.y, words[2] = extra.z, words[3] = extra.w;
         }
-        trade(words);
+        transpose_quad(words);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -370,7 +353,7 @@ PTX_INLINE void store_sums(const LinearSm90Args &args, const float (&sums)[Tile:
         words[i] = pack_fp16x2(finish<E>(lo, bits_to_f32(c.x), fp16_lo(words[i])),
                                finish<E>(hi, bits_to_f32(c.z), fp16_hi(words[i])));
     }
-    trade(words);
+    transpose_quad(words);
     const vec16 values = vec16{words[0], words[1], words[2], words[3]};
     if (E == Epilogue::RESIDUAL) {
         int to;

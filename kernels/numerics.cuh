@@ -1,4 +1,4 @@
-// numerics.cuh: arithmetic that several kernels share: activations, eight fp16 at a time, sums over a warp.
+// numerics.cuh: what several kernels share: activations, eight fp16 at a time, sums over a warp, trades in a quad.
 //
 //     quick_gelu(x) = x σ(1.702 x) = x / (1 + e^(-1.702 x))              the tower's
 //     gelu(x)       = x Φ(x) = max(x, 0) - g(|x|),   g(a) = a Φ(-a)      the projector's; no tanh anywhere
@@ -98,6 +98,22 @@ PTX_INLINE float warp_sum(float value) {
         value += shuffle_xor(value, distance);
     }
     return value;
+}
+
+// A 4 x 4 transposition across the four lanes of a quad: lane t's r[u] becomes what lane u had in r[t].
+PTX_INLINE void transpose_quad(unsigned (&r)[4]) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+        const bool upper = lane() & bit;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if ((i & bit) == 0) {  // each pair of registers swaps one with the pair of the other lane
+                const unsigned got = shuffle_xor(upper ? r[i] : r[i | bit], bit);
+                r[i] = upper ? got : r[i];
+                r[i | bit] = upper ? r[i | bit] : got;
+            }
+        }
+    }
 }
 
 PTX_INLINE int ceil_div(int a, int b) { return a / b + (a % b != 0); }

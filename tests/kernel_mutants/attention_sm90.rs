@@ -84,7 +84,7 @@ mutants! { attention_sm90:
         "static_cast<long long>(t.image) * work.tokens * work.pitch" => "static_cast<long long>(t.image) * work.pitch";
     pairs_in_another_order: "attention_sm90.cu", WRONG | BOUNDS | GLOBAL_RACE,
         "pair % work.heads, pair / work.heads" => "pair / work.heads, pair % work.heads";
-    quads_trade_once: "attention.cuh", WRONG,
+    quads_trade_once: "numerics.cuh", WRONG,
         "bit <= 2; bit *= 2" => "bit <= 1; bit *= 2";
 
     // Tails, and what one task leaves to the next.

@@ -175,8 +175,8 @@ mutants! { linear_sm90_bias:
         "p < parts && live" => "p < parts";
 
     // To memory.
-    quads_trade_with_the_wrong_lane: "linear_sm90.cuh", WRONG,
-        "upper ? words[i] : words[i | bit], bit)" => "upper ? words[i] : words[i | bit], bit ^ 3)";
+    quads_trade_with_the_wrong_lane: "numerics.cuh", WRONG,
+        "upper ? r[i] : r[i | bit], bit)" => "upper ? r[i] : r[i | bit], bit ^ 3)";
     row_guard_one_late: "linear_sm90.cuh", BOUNDS | GLOBAL_RACE | WRONG,
         "row < linear.m && n < linear.n;" => "row <= linear.m && n < linear.n;";
     column_guard_one_late: "linear_sm90.cuh", BOUNDS | GLOBAL_RACE | WRONG,
@@ -205,7 +205,7 @@ mutants! { linear_sm90_bias:
 
 mutants! { linear_sm90_residual:
     extra_not_traded: "linear_sm90.cuh", WRONG,
-        "        trade(words);\n    }\n" => "    }\n";
+        "        transpose_quad(words);\n    }\n" => "    }\n";
     extra_by_the_pitch_of_out: "linear_sm90.cuh", WRONG | BOUNDS,
         "extra_row<E>(linear, row)) * linear.extra_pitch" => "extra_row<E>(linear, row)) * linear.a_pitch";
     extra_of_the_kept_row: "linear_sm90.cuh", WRONG | BOUNDS,
