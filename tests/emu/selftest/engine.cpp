@@ -1,4 +1,5 @@
 // engine.cpp: right kernels pass and wrong ones are reported, each under several seeds, through the harness.
+#include "kernels/dependent_sm90.cu"
 #include "kernels/micro.cu"
 
 #include <cmath>
@@ -212,6 +213,36 @@ void conversions() {
     }
 }
 
+// Launches while an earlier one still runs: what that touches is known in the next launch too, and forgotten after.
+void overlapping() {
+    constexpr int N = 128;
+    for (std::uint64_t seed = 0; seed < SEEDS; seed++) {
+        emu::Array<float> in(N, 1.0f), out(N, 0.0f), weights(N, 2.0f);
+        const auto launch = [&](int way) {
+            return EMU_LAUNCH_SEED(seed, dependent, (N / 64), (64), 2048, out.get(), in.get(), weights.get(), N, way);
+        };
+        const auto right = [&] { return out[0] == 3.0f && out[N - 1] == 3.0f; };
+        constexpr char FILE_NAME[] = "tests/emu/selftest/kernels/dependent_sm90.cu", LATE[] = "dependency wait missing or late";
+        {
+            emu::Before before;
+            before.writes(in).reads(out);
+            for (const Way way : {ALL_WAIT, BLOCK_BARRIER, MBARRIER}) {
+                passes("dependent", seed, launch(way), right);
+            }
+            for (const Way way : {NO_WAIT, ONE_WAITS, EARLY_READ, EARLY_WRITE, EARLY_COPY}) {
+                reported("dependent", seed, launch(way), LATE, FILE_NAME);
+            }
+        }
+        {
+            emu::Before before;
+            before.reads(in);
+            reported("dependent", seed, launch(NO_WAIT), "dependency never waited for", FILE_NAME);
+            passes("dependent", seed, launch(EARLY_READ), right);
+        }
+        passes("dependent", seed, launch(NO_WAIT), right);
+    }
+}
+
 } // namespace
 
 int main() {
@@ -246,6 +277,7 @@ int main() {
     addresses();
     launches();
     repeatable();
+    overlapping();
     conversions();
     std::printf("engine: %s\n", failures == 0 ? "all good" : "FAILED");
     return failures != 0;
