@@ -185,13 +185,13 @@ pub(crate) const VARIANTS: &[Variant] = &[
 /// What one tile costs, in clocks of a multiprocessor of an H200, and a whole layer by it.
 ///
 /// A model, not a measurement (benches/NOTES.md): tensor cores at the 80 % of their rate that power allows, shared
-/// memory at 128 bytes a clock, L2 at 40; the epilogue beside the other group's multiplications where two take turns.
+/// memory at 128 bytes a clock, L2 at 36; the epilogue beside the other group's multiplications where two take turns.
 pub(crate) fn cost(kind: Kind, tile: Tile, m: usize, n: usize, k: usize, multiprocessors: usize) -> f64 {
     let (rows, columns) = (tile.rows as f64, tile.columns as f64);
     let area = rows * columns;
     let tensor_cores = area / 128.0 / 0.8; // per 16 of K
     let shared = rows / 64.0 * (64.0 + columns) / 4.0 + (rows + columns) / 4.0;
-    let l2 = (rows + columns / tile.cluster as f64) * 32.0 / 40.0;
+    let l2 = (rows + columns / tile.cluster as f64) * 32.0 / 36.0;
     let steps = (k.div_ceil(DEPTH) * DEPTH / 16) as f64;
     let multiply = steps * tensor_cores.max(shared).max(l2);
     let per_element = match kind {
