@@ -146,7 +146,8 @@ fn have_micro_kernels(header: &str, kernels: &str) -> usize {
     let mut functions = vec![];
     for line in header.lines() {
         if let Some((_, rest)) = line.split_once("PTX_INLINE ") {
-            functions.extend(rest.split_once('(').and_then(|(head, _)| head.split(' ').next_back()));
+            let name = rest.split_once('(').and_then(|(head, _)| head.split(' ').next_back());
+            functions.extend(name.map(|name| name.trim_start_matches('*')));
         } else if let Some(rest) = line.strip_prefix("PTX_UNARY(") {
             functions.extend(rest.split(',').next());
         }

@@ -93,11 +93,17 @@ template <int N, bool KEPT, bool N_MAJOR, bool ADD> PTX_INLINE void multiply(flo
         if (KEPT) {
             wgmma_rs<N, N_MAJOR>(sums, kept[step], b, ADD || step > 0);
         } else {
-            wgmma_ss<N, N_MAJOR>(sums, descriptor_k_major(with.a + step * 32), b, ADD || step > 0);
+            wgmma_ss<N, N_MAJOR>(sums, descriptor_after(descriptor_k_major(with.a), step * 32), b, ADD || step > 0);
         }
     }
     wgmma_commit();
     wgmma_wait<0>(sums);
+    if (KEPT) {
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            wgmma_keep(kept[step]);
+        }
+    }
 #pragma unroll
     for (int i = 0; i < N / 2; i++) {
         out[i * WARP_GROUP + thread_x()] = sums[i];
