@@ -143,6 +143,15 @@ pub enum Error {
         remedy: String,
     },
 
+    /// What is wrong with one sequence of several.
+    #[error("{sequence}: {source}")]
+    Sequence {
+        /// Which one, as messages call it: `sequence 1 ("left")`, counted from 0.
+        sequence: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+
     /// A sequence that failed its completeness check.
     #[error("the sequence is not complete: {problem}")]
     Incomplete {
@@ -190,6 +199,7 @@ impl Error {
             }
             Self::Device { .. } => Category::Device,
             Self::Write { .. } => Category::Output,
+            Self::Sequence { source, .. } => source.category(),
             Self::Incomplete { .. } | Self::Internal(_) => Category::Internal,
         }
     }

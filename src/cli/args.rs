@@ -17,6 +17,9 @@ Examples:
       --prompt 'First: <ImageHere>, second: <ImageHere>. What changed?'
       runs the main job: one marker per image, in order
 
+  imagehere encode --model DIR --request several.json --out-dir sequences
+      encodes several sequences that share images, each image once
+
   imagehere plan --model DIR --image a.jpg b.jpg --prompt '...'
       shows where each image will go, without running the model
 
@@ -45,6 +48,11 @@ pub enum Command {
     ///
     /// The file holds `inputs_embeds` F16 [1,L,H], `im_mask` BOOL [1,L], `input_ids` I64 [1,L] with -1 in
     /// image rows, and `slots` I64 [N,2]: begin and end of each image. It appears whole or not at all.
+    ///
+    /// With --request, a JSON file names images and the sequences that share them:
+    /// {"images": {"a": "a.jpg", ...}, "sequences": [{"name": "first", "prompt": "<ImageHere>?", "images": ["a"]},
+    /// ...]}. A sequence may also have "meta_instruction" (null: none), "history", "raw" and "bos", as the options
+    /// of these names. Paths are relative to the file; all other options hold for every sequence.
     Encode(EncodeArgs),
     /// Show the layout of the sequence without running the model
     ///
@@ -65,6 +73,7 @@ pub enum Command {
 
 /// `imagehere encode`
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("prompt", |prompt| prompt.required_unless_present("request")))]
 pub struct EncodeArgs {
     /// The prompt and its layout.
     #[command(flatten)]
@@ -73,9 +82,21 @@ pub struct EncodeArgs {
     #[command(flatten)]
     pub images: ImageArgs,
 
+    /// Encode several sequences, as this file says, each image once
+    #[arg(long, value_name = "F.json", requires = "out_dir", help_heading = "Several sequences")]
+    #[arg(conflicts_with_all = ["prompt", "prompt_file", "image", "out"])]
+    #[arg(conflicts_with_all = ["meta_instruction", "no_meta", "history", "raw", "bos"])]
+    pub request: Option<PathBuf>,
+
+    /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; made if
+    /// it does not exist
+    #[arg(long, value_name = "DIR", requires = "request", help_heading = "Several sequences")]
+    #[arg(conflicts_with_all = ["prompt", "prompt_file", "image", "out"])]
+    pub out_dir: Option<PathBuf>,
+
     /// Where to write the sequence
-    #[arg(long, value_name = "F.safetensors")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "F.safetensors", required_unless_present = "request")]
+    pub out: Option<PathBuf>,
 
     /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
@@ -110,7 +131,7 @@ pub struct PlanArgs {
 }
 
 /// What a sequence is made from, images aside.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Prompt")]
 pub struct PromptArgs {
     /// The checkpoint directory, as the Hub holds it

@@ -62,7 +62,7 @@ pub fn run(args: &DemoArgs) -> Result<String> {
     };
     let outcome = encode::encode(&job)?;
     warn(&outcome.warnings);
-    out += &outcome.table(&job);
+    out += &outcome.table();
     Ok(out)
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use imagehere::checkpoint::{Checkpoint, RangePolicy};
 use imagehere::encoder::{EncodeReport, Encoder, EncoderOptions};
+use imagehere::image::{DecodeOptions, Resample};
 use imagehere::output::AtomicFile;
 use imagehere::output::safetensors::{SequenceRecord, write_sequence};
 use imagehere::prompt::{Planner, SequencePlan};
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::args::{Compat, EncodeArgs, ImageArgs, PromptArgs};
 use super::progress::Progress;
-use super::{colour, inputs, json_line, show, warn};
+use super::{argument, colour, inputs, json_line, several, show, warn};
 
 /// What an encode did, for table and JSON.
 pub struct Outcome {
@@ -28,17 +30,21 @@ pub struct Outcome {
     pub warnings: Vec<Warning>,
     pub open: Duration,
     pub write: Duration,
+    pub out: PathBuf,
     pub bytes: u64,
 }
 
 /// Runs the command.
 pub fn run(args: &EncodeArgs) -> Result<String> {
+    if let (Some(request), Some(dir)) = (&args.request, &args.out_dir) {
+        return several::run(args, request, dir);
+    }
     let outcome = encode(args)?;
     warn(&outcome.warnings);
     if args.json {
-        return Ok(json_line(&outcome.json(args)));
+        return Ok(json_line(&outcome.json()));
     }
-    Ok(outcome.table(args))
+    Ok(outcome.table())
 }
 
 /// Does the work, cheapest checks first: nothing is decoded before markers and limits are known to fit, no
@@ -46,7 +52,8 @@ pub fn run(args: &EncodeArgs) -> Result<String> {
 pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let request = inputs::request(&args.prompt, &args.images)?;
     let (decode, resample) = inputs::image_rules(&args.images)?;
-    AtomicFile::check(&args.out)?;
+    let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
+    AtomicFile::check(&out)?;
 
     let opening = Instant::now();
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
@@ -58,17 +65,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let names: Vec<String> = images.iter().map(|image| image.name()).collect();
 
     let opening = Instant::now();
-    let mut options = EncoderOptions::new().device(args.device).decode(decode).resample(resample);
-    if let Some(threads) = args.threads {
-        options = options.threads(threads);
-    }
-    if args.saturate {
-        options = options.range_policy(RangePolicy::Saturate);
-    }
-    let encoder = {
-        let _spinner = Progress::spinner("opening the checkpoint");
-        Encoder::load(&checkpoint, planner, options)?
-    };
+    let encoder = load(args, &checkpoint, planner, decode, resample)?;
     open += opening.elapsed();
 
     let mut sequence = SequenceBuffer::new();
@@ -87,20 +84,45 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
         plan: &plan,
         inputs_embeds: rows,
         hidden: sequence.hidden(),
-        metadata: metadata(args, &warnings, encoder.fingerprint()),
+        metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
     };
-    let bytes = write_sequence(&args.out, &record)?;
+    let bytes = write_sequence(&out, &record)?;
     let write = writing.elapsed();
-    Ok(Outcome { plan, encoder, names, report, verified, warnings, open, write, bytes })
+    Ok(Outcome { plan, encoder, names, report, verified, warnings, open, write, out, bytes })
+}
+
+/// Loads the weights where and how the options say.
+pub fn load(
+    args: &EncodeArgs,
+    checkpoint: &Checkpoint,
+    planner: Planner,
+    decode: DecodeOptions,
+    resample: Resample,
+) -> Result<Encoder> {
+    let mut options = EncoderOptions::new().device(args.device).decode(decode).resample(resample);
+    if let Some(threads) = args.threads {
+        options = options.threads(threads);
+    }
+    if args.saturate {
+        options = options.range_policy(RangePolicy::Saturate);
+    }
+    let _spinner = Progress::spinner("opening the checkpoint");
+    Encoder::load(checkpoint, planner, options)
 }
 
 /// What the file says about its making. Nothing in it depends on the machine, the time or the device.
-fn metadata(args: &EncodeArgs, warnings: &[Warning], fingerprint: &str) -> BTreeMap<String, String> {
+/// `prompt` holds what is the sequence's own.
+pub fn metadata(
+    prompt: &PromptArgs,
+    args: &EncodeArgs,
+    warnings: &[Warning],
+    fingerprint: &str,
+) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()), // row-major; some loaders ask for this key
         ("format_version".to_owned(), "1".to_owned()),
         ("version".to_owned(), format!("imagehere {}", imagehere::VERSION)),
-        ("options".to_owned(), options(&args.prompt, &args.images, args.saturate).to_string()),
+        ("options".to_owned(), options(prompt, &args.images, args.saturate).to_string()),
         ("warnings".to_owned(), json!(warnings).to_string()),
         ("fingerprint".to_owned(), fingerprint.to_owned()),
     ])
@@ -126,53 +148,26 @@ fn options(prompt: &PromptArgs, images: &ImageArgs, saturate: bool) -> Value {
 
 impl Outcome {
     /// The object that `--json` prints.
-    fn json(&self, args: &EncodeArgs) -> Value {
+    fn json(&self) -> Value {
         let mut object = show::layout_json(&self.plan, self.encoder.config(), &self.names);
-        let images: Vec<Value> = self
-            .verified
-            .slots
-            .iter()
-            .map(|slot| {
-                let (begin, end) = (slot.slot.offset, slot.slot.offset + slot.slot.len);
-                json!({ "name": self.names.get(slot.image), "slot": [begin, end], "mean_norm": slot.mean_norm })
-            })
-            .collect();
-        object["images"] = json!(images);
+        object["images"] = show::slots_json(&self.plan, &self.verified.slots, &self.names);
         object["images_encoded"] = json!(self.report.images_encoded);
-        object["timings"] = json!({
-            "open_s": self.open.as_secs_f64(),
-            "decode_s": self.report.decode.as_secs_f64(),
-            "resize_s": self.report.resize.as_secs_f64(),
-            "encode_s": self.report.encode.as_secs_f64(),
-            "write_s": self.write.as_secs_f64(),
-        });
+        object["timings"] = show::timings_json(self.open, &self.report, self.write);
         object["peak_bytes"] = json!(show::peak_bytes());
         object["warnings"] = json!(self.warnings);
         object["device"] = json!(self.encoder.describe());
         object["fingerprint"] = json!(self.encoder.fingerprint());
-        object["out"] = json!(args.out.to_string_lossy());
+        object["out"] = json!(self.out.to_string_lossy());
         object["bytes"] = json!(self.bytes);
         object
     }
 
     /// What is printed otherwise: layout, timings, where the output is.
-    pub fn table(&self, args: &EncodeArgs) -> String {
+    pub fn table(&self) -> String {
         let mut out =
             show::layout(&self.plan, self.encoder.config(), &self.names, colour(&std::io::stdout()));
-        let report = &self.report;
-        let _ = writeln!(
-            out,
-            "\nopen {}, decode {}, resize {}, encode {} ({}), write {}",
-            show::time(self.open),
-            show::time(report.decode),
-            show::time(report.resize),
-            show::time(report.encode),
-            show::count(report.images_encoded, "image"),
-            show::time(self.write),
-        );
-        let peak = show::peak_bytes().map_or(String::new(), |n| format!("; peak memory {}", show::bytes(n)));
-        let _ = writeln!(out, "device: {}{peak}", self.encoder.describe());
-        let _ = writeln!(out, "wrote {} ({})", args.out.display(), show::bytes(self.bytes));
+        out += &show::costs(self.open, &self.report, self.write, &self.encoder.describe());
+        let _ = writeln!(out, "wrote {} ({})", self.out.display(), show::bytes(self.bytes));
         out
     }
 }

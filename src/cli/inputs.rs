@@ -16,10 +16,7 @@ const STDIN: &str = "-";
 
 /// Makes the request that the options describe. Reads prompt and history, no image.
 pub fn request(prompt: &PromptArgs, images: &ImageArgs) -> Result<Request> {
-    let upstream = images.compat == Some(Compat::Upstream);
-    if upstream {
-        refuse_contradictions(Some(prompt), images)?;
-    }
+    refuse_contradictions(Some(prompt), images)?;
     let from_stdin = |path: &PathBuf| path.as_os_str() == STDIN;
     if prompt.prompt_file.as_ref().is_some_and(from_stdin) && images.image.iter().any(from_stdin) {
         return Err(argument(
@@ -32,15 +29,30 @@ pub fn request(prompt: &PromptArgs, images: &ImageArgs) -> Result<Request> {
         (Some(text), None) => text.clone(),
         (None, None) => return Err(argument("there is no prompt", "Give `--prompt` or `--prompt-file`")),
     };
+    let history = prompt.history.as_deref().map_or(Ok(Vec::new()), history)?;
+    let names = images.image.iter().map(|path| name(path)).collect();
+    assemble(prompt, images, query, history, names)
+}
+
+/// Makes a request of a query, earlier turns and names of images that are at hand, and the options.
+pub fn assemble(
+    prompt: &PromptArgs,
+    images: &ImageArgs,
+    query: String,
+    history: Vec<(String, String)>,
+    names: Vec<String>,
+) -> Result<Request> {
+    refuse_contradictions(Some(prompt), images)?;
+    let upstream = images.compat == Some(Compat::Upstream);
     let meta = match &prompt.meta_instruction {
         _ if prompt.no_meta => Meta::None,
         Some(text) => Meta::Text(text.clone()),
         None => Meta::Default,
     };
     let mut request = Request::new(query)
-        .images(images.image.iter().map(|path| name(path)))
+        .images(names)
         .meta_instruction(meta)
-        .history(prompt.history.as_deref().map_or(Ok(Vec::new()), history)?)
+        .history(history)
         .raw(prompt.raw)
         .bos(prompt.bos.unwrap_or_default())
         .allow_control_tokens(prompt.allow_control_tokens || upstream)
@@ -53,10 +65,8 @@ pub fn request(prompt: &PromptArgs, images: &ImageArgs) -> Result<Request> {
 
 /// Makes the rules that the options give for images.
 pub fn image_rules(images: &ImageArgs) -> Result<(DecodeOptions, Resample)> {
+    refuse_contradictions(None, images)?;
     let upstream = images.compat == Some(Compat::Upstream);
-    if upstream {
-        refuse_contradictions(None, images)?;
-    }
     let exif = if upstream { Exif::Ignore } else { images.exif.unwrap_or_default() };
     let decode = DecodeOptions::default().with_exif(exif).with_alpha(images.alpha.unwrap_or_default());
     Ok((decode, images.resample.unwrap_or_default()))
@@ -65,6 +75,9 @@ pub fn image_rules(images: &ImageArgs) -> Result<(DecodeOptions, Resample)> {
 /// Refuses what `--compat upstream` says otherwise.
 fn refuse_contradictions(prompt: Option<&PromptArgs>, images: &ImageArgs) -> Result<()> {
     let mut clash = None;
+    if images.compat != Some(Compat::Upstream) {
+        return Ok(());
+    }
     if images.exif == Some(Exif::Apply) {
         clash = Some(("--exif apply", "ignores EXIF"));
     } else if images.alpha.is_some_and(|alpha| alpha != Alpha::Drop) {
@@ -122,7 +135,8 @@ pub fn name(path: &Path) -> String {
     if path.as_os_str() == STDIN { "stdin".to_owned() } else { path.display().to_string() }
 }
 
-fn readable(path: &Path) -> io::Result<()> {
+/// Opens a file to see whether it can be read, and reads nothing.
+pub fn readable(path: &Path) -> io::Result<()> {
     match File::open(path)?.metadata()?.is_dir() {
         true => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")),
         false => Ok(()),
@@ -157,6 +171,7 @@ fn history(path: &Path) -> Result<Vec<(String, String)>> {
     })
 }
 
-fn unreadable(path: &Path, source: io::Error, remedy: &str) -> Error {
+/// Says that a file of the command line cannot be read.
+pub fn unreadable(path: &Path, source: io::Error, remedy: &str) -> Error {
     Error::Read { action: "read", path: path.to_path_buf(), source, remedy: remedy.to_owned() }
 }

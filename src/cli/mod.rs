@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`args`] | the commands and their options: a contract, others script it |
 //! | [`inputs`] | options to a request and images |
-//! | [`encode`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
+//! | [`request`] | the file of `--request`: images, and the sequences that share them |
+//! | [`encode`], [`several`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
 //!
@@ -25,6 +26,8 @@ pub mod inspect;
 pub mod plan;
 pub mod preprocess;
 mod progress;
+mod request;
+mod several;
 mod show;
 pub mod synth;
 

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use imagehere::config::ModelConfig;
+use imagehere::encoder::EncodeReport;
 use imagehere::prompt::{SegmentKind, SequencePlan};
+use imagehere::sequence::SlotReport;
 use serde_json::{Value, json};
 
 /// Cells of the strip, if no more segments than that want one each.
@@ -124,6 +126,40 @@ pub fn layout_json(plan: &SequencePlan, config: &ModelConfig, names: &[String]) 
         "slots": slots,
         "segments": segments,
     })
+}
+
+/// The slots of a finished sequence as JSON, each with the name of its image; `slots` has those of `plan`.
+pub fn slots_json(plan: &SequencePlan, slots: &[SlotReport], names: &[String]) -> Value {
+    let images = plan.slots.iter().zip(slots).zip(names).map(|((slot, report), name)| {
+        let (begin, end) = (slot.offset, slot.offset + slot.len);
+        json!({ "name": name, "slot": [begin, end], "mean_norm": report.mean_norm })
+    });
+    json!(images.collect::<Vec<_>>())
+}
+
+/// The time that each step took, in seconds, as JSON.
+pub fn timings_json(open: Duration, report: &EncodeReport, write: Duration) -> Value {
+    json!({
+        "open_s": open.as_secs_f64(),
+        "decode_s": report.decode.as_secs_f64(),
+        "resize_s": report.resize.as_secs_f64(),
+        "encode_s": report.encode.as_secs_f64(),
+        "write_s": write.as_secs_f64(),
+    })
+}
+
+/// Two lines: the time that each step took; the device and the memory.
+pub fn costs(open: Duration, report: &EncodeReport, write: Duration, device: &str) -> String {
+    let peak = peak_bytes().map_or(String::new(), |n| format!("; peak memory {}", bytes(n)));
+    format!(
+        "\nopen {}, decode {}, resize {}, encode {} ({}), write {}\ndevice: {device}{peak}\n",
+        time(open),
+        time(report.decode),
+        time(report.resize),
+        time(report.encode),
+        count(report.images_encoded, "image"),
+        time(write),
+    )
 }
 
 /// A size for people: `21.4 MB`.

@@ -88,6 +88,17 @@ pub struct SequenceRecord<'a> {
 /// [`Error::Write`] if the target cannot be written; nothing is left behind then.
 /// [`Error::Internal`] if rows and plan do not have the same length.
 pub fn write_sequence(path: impl AsRef<Path>, record: &SequenceRecord<'_>) -> Result<u64> {
+    let (file, written) = stage_sequence(path, record)?;
+    file.commit()?;
+    Ok(written)
+}
+
+/// As [`write_sequence`], up to the name: returns the file, all of it written, and its bytes. Nobody sees it before
+/// [`AtomicFile::commit`], so that several sequences can be written before the first one appears.
+///
+/// # Errors
+/// As [`write_sequence`].
+pub fn stage_sequence(path: impl AsRef<Path>, record: &SequenceRecord<'_>) -> Result<(AtomicFile, u64)> {
     let plan = record.plan;
     let length = plan.input_ids.len();
     if record.inputs_embeds.len() != length * record.hidden || plan.im_mask.len() != length {
@@ -117,8 +128,7 @@ pub fn write_sequence(path: impl AsRef<Path>, record: &SequenceRecord<'_>) -> Re
         Ok(header.len() as u64 + parts.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>())
     };
     let written = write(&mut file).map_err(|e| file.failed(e))?;
-    file.commit()?;
-    Ok(written)
+    Ok((file, written))
 }
 
 /// Joins a header line and the bytes of `values`.

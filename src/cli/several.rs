@@ -1,0 +1,343 @@
+//! `imagehere encode --request`: several sequences, each image decoded and encoded once.
+//!
+//! ```text
+//!   request ─▶ plans ─▶ images there? targets writable? ─▶ weights ─▶ one call fills all ─▶ verify ─▶ write ─▶ name
+//! ```
+//!
+//! One packing of all sequences goes through one call of the encoder; each file is a run of its rows. All are written
+//! before the first is named; every file is whole or not there, but who kills the program between two names has some
+//! of them.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use imagehere::checkpoint::Checkpoint;
+use imagehere::encoder::{EncodeReport, Encoder};
+use imagehere::image::ImageSource;
+use imagehere::output::AtomicFile;
+use imagehere::output::safetensors::{SequenceRecord, stage_sequence};
+use imagehere::packing::PackedPlan;
+use imagehere::prompt::{Planner, SequencePlan};
+use imagehere::sequence::{SequenceBuffer, VerifyReport};
+use imagehere::tokenizer::Tokenizer;
+use imagehere::{Error, ImageProblem, Result, Warning};
+use serde_json::{Value, json};
+
+use super::args::EncodeArgs;
+use super::progress::Progress;
+use super::request::{self, Requests, Sequence, within};
+use super::{argument, encode, inputs, json_line, say, show, warn};
+
+/// The most positions of all sequences together: 8.6 GB of rows of the published model.
+const POSITIONS: usize = 1 << 20;
+
+/// What was done, for table and JSON.
+struct Outcome<'r> {
+    requests: &'r Requests,
+    plans: &'r [SequencePlan], // [S]
+    encoder: Encoder,
+    report: EncodeReport,
+    verified: VerifyReport,
+    warnings: Vec<Vec<Warning>>, // [S]
+    files: Vec<(PathBuf, u64)>,  // [S]
+    open: Duration,
+    write: Duration,
+}
+
+/// Runs the command.
+pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
+    let requests = request::read(file)?;
+    let (decode, resample) = inputs::image_rules(&args.images)?;
+
+    let opening = Instant::now();
+    let checkpoint = Checkpoint::open(&args.prompt.model)?;
+    let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
+    let plan = |sequence: &Sequence| plan(args, &planner, &requests, sequence);
+    let plans = requests.sequences.iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let packed = pack(&requests, &plans)?;
+    if let Some((image, source)) = request::unreadable_image(&requests) {
+        let remedy =
+            "Check the path, which is relative to the request, and that the file may be read".to_owned();
+        let problem = ImageProblem::Unreadable(source);
+        return Err(whose(&requests, Error::Image { index: image, name: String::new(), problem, remedy }));
+    }
+    let _made = Folder::make(dir)?;
+    let targets: Vec<PathBuf> = requests.sequences.iter().map(|sequence| dir.join(&sequence.file)).collect();
+    targets.iter().try_for_each(AtomicFile::check)?;
+
+    let encoder = encode::load(args, &checkpoint, planner, decode, resample)?;
+    let open = opening.elapsed();
+    let images: Vec<ImageSource<'_>> = requests.images.iter().map(|image| (&image.path).into()).collect();
+    let mut buffer = SequenceBuffer::new();
+    let report = {
+        let bar = Progress::bar("encoding");
+        let encoded = encoder.encode_watched(&packed, &images, &mut buffer, &mut |done| bar.set(done));
+        encoded.map_err(|error| whose(&requests, error))?
+    };
+    let verified = buffer.verify()?;
+
+    let warnings: Vec<Vec<Warning>> = requests
+        .sequences
+        .iter()
+        .zip(&plans)
+        .map(|(sequence, plan)| {
+            let of_images = of_images(sequence, &report.warnings);
+            plan.warnings.iter().chain(encoder.warnings()).cloned().chain(of_images).collect()
+        })
+        .collect();
+    let writing = Instant::now();
+    let rows = buffer.as_slice().ok_or_else(|| Error::Internal("an owned buffer with gaps".to_owned()))?;
+    let (hidden, starts) = (buffer.hidden(), buffer.cu_seqlens());
+    let mut pending = Vec::new();
+    for (s, (sequence, plan)) in requests.sequences.iter().zip(&plans).enumerate() {
+        let prompt = sequence.entry.options(&args.prompt);
+        let record = SequenceRecord {
+            plan,
+            inputs_embeds: &rows[starts[s] * hidden..starts[s + 1] * hidden],
+            hidden,
+            metadata: encode::metadata(&prompt, args, &warnings[s], encoder.fingerprint()),
+        };
+        let (file, bytes) = stage_sequence(&targets[s], &record)?;
+        pending.push((targets[s].clone(), file, bytes));
+    }
+    let files = name_all(pending)?;
+    let write = writing.elapsed();
+
+    let outcome = Outcome {
+        requests: &requests,
+        plans: &plans,
+        encoder,
+        report,
+        verified,
+        warnings,
+        files,
+        open,
+        write,
+    };
+    outcome.warn();
+    if args.json {
+        return Ok(json_line(&outcome.json(dir)));
+    }
+    Ok(outcome.table(dir))
+}
+
+/// Lays out one sequence.
+fn plan(
+    args: &EncodeArgs,
+    planner: &Planner,
+    requests: &Requests,
+    sequence: &Sequence,
+) -> Result<SequencePlan> {
+    let entry = &sequence.entry;
+    let names = sequence.images.iter().map(|&image| requests.images[image].name.clone()).collect();
+    let prompt = entry.options(&args.prompt);
+    inputs::assemble(&prompt, &args.images, entry.prompt.clone(), entry.history.clone(), names)
+        .and_then(|request| planner.plan(&request))
+        .map_err(|error| within(&sequence.label, error))
+}
+
+/// Lays all sequences end to end.
+fn pack<'p>(requests: &Requests, plans: &'p [SequencePlan]) -> Result<PackedPlan<'p>> {
+    let mut packed = PackedPlan::new();
+    for (sequence, plan) in requests.sequences.iter().zip(plans) {
+        packed.push(plan, sequence.images.as_slice()).map_err(|error| within(&sequence.label, error))?;
+    }
+    if packed.total_len() > POSITIONS {
+        return Err(argument(
+            format!(
+                "the sequences of the request have {} positions together, and the limit is {POSITIONS}",
+                packed.total_len()
+            ),
+            "Split it into several requests",
+        ));
+    }
+    Ok(packed)
+}
+
+/// Turns an error about an image of the call into one about an image of the first sequence that uses it.
+fn whose(requests: &Requests, error: Error) -> Error {
+    let Error::Image { index, problem, remedy, .. } = error else { return error };
+    let place = |sequence: &Sequence| sequence.images.iter().position(|&image| image == index);
+    let user = requests.sequences.iter().find_map(|sequence| Some((sequence, place(sequence)?)));
+    let name = requests
+        .images
+        .get(index)
+        .map_or(String::new(), |image| format!("{:?}, {}", image.name, image.path.display()));
+    match user {
+        Some((sequence, index)) => within(&sequence.label, Error::Image { index, name, problem, remedy }),
+        None => Error::Image { index, name, problem, remedy },
+    }
+}
+
+/// The warnings about a sequence's images, which count them within the call, counted within the sequence.
+fn of_images(sequence: &Sequence, warnings: &[Warning]) -> Vec<Warning> {
+    let about = |(place, image): (usize, &usize)| {
+        let prefix = format!("image {image} (");
+        let mine = warnings.iter().filter_map(|warning| {
+            let mut counted = warning.clone();
+            counted.message = format!("image {place} ({}", warning.message.strip_prefix(&prefix)?);
+            Some(counted)
+        });
+        mine.collect::<Vec<_>>()
+    };
+    sequence.images.iter().enumerate().flat_map(about).collect()
+}
+
+/// Gives all files their names. Should one fail after others have theirs, the error says which those are.
+fn name_all(pending: Vec<(PathBuf, AtomicFile, u64)>) -> Result<Vec<(PathBuf, u64)>> {
+    let mut named: Vec<(PathBuf, u64)> = Vec::new();
+    for (path, file, bytes) in pending {
+        match file.commit() {
+            Err(Error::Write { path, source, remedy }) if !named.is_empty() => {
+                let there: Vec<_> = named.iter().map(|(path, _)| path.display().to_string()).collect();
+                let remedy = format!("{remedy}. Written of this request, and whole: {}", there.join(", "));
+                return Err(Error::Write { path, source, remedy });
+            }
+            committed => committed?,
+        }
+        named.push((path, bytes));
+    }
+    Ok(named)
+}
+
+/// A directory that goes away again, with those around it that were made for it, if nothing was put into it.
+struct Folder {
+    made: Vec<PathBuf>, // innermost first
+}
+
+impl Folder {
+    fn make(dir: &Path) -> Result<Self> {
+        let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+        let folder = Self { made: missing.map(Path::to_path_buf).collect() };
+        fs::create_dir_all(dir).map_err(|source| Error::Write {
+            path: dir.to_path_buf(),
+            source,
+            remedy: "Choose a directory that can be made with `--out-dir`".to_owned(),
+        })?;
+        Ok(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Refused where there is something in it, as it is after a success.
+        self.made.iter().for_each(|dir| drop(fs::remove_dir(dir)));
+    }
+}
+
+impl Outcome<'_> {
+    /// Says what deserves a word: of the images once, of a sequence with its name.
+    fn warn(&self) {
+        for name in &self.requests.unused {
+            say("warning", "33", &unused(name));
+        }
+        warn(self.encoder.warnings());
+        warn(&self.report.warnings);
+        for (sequence, plan) in self.requests.sequences.iter().zip(self.plans) {
+            for warning in &plan.warnings {
+                say("warning", "33", &format!("{}: {}", sequence.label, warning.message));
+            }
+        }
+    }
+
+    /// The object that `--json` prints.
+    fn json(&self, dir: &Path) -> Value {
+        let mut slots = self.verified.slots.as_slice();
+        let mut sequences = Vec::new();
+        for (s, (sequence, plan)) in self.requests.sequences.iter().zip(self.plans).enumerate() {
+            let names: Vec<String> =
+                sequence.images.iter().map(|&image| self.requests.images[image].name.clone()).collect();
+            let (mine, rest) = slots.split_at(plan.slots.len());
+            slots = rest;
+            let (file, bytes) = &self.files[s];
+            let mut object = show::layout_json(plan, self.encoder.config(), &names);
+            object["name"] = json!(sequence.entry.name);
+            object["images"] = show::slots_json(plan, mine, &names);
+            object["warnings"] = json!(self.warnings[s]);
+            object["out"] = json!(file.to_string_lossy());
+            object["bytes"] = json!(bytes);
+            sequences.push(object);
+        }
+        let images = self.requests.images.iter();
+        let images = images.map(|image| json!({ "name": image.name, "path": image.path.to_string_lossy() }));
+        let unused_images = self.requests.unused.iter();
+        let mut warnings: Vec<Value> =
+            unused_images.map(|name| json!({ "kind": "unused_image", "message": unused(name) })).collect();
+        warnings.extend(self.encoder.warnings().iter().chain(&self.report.warnings).map(|w| json!(w)));
+        json!({
+            "sequences": sequences,
+            "images": images.collect::<Vec<_>>(),
+            "images_encoded": self.report.images_encoded,
+            "timings": show::timings_json(self.open, &self.report, self.write),
+            "peak_bytes": show::peak_bytes(),
+            "warnings": warnings,
+            "device": self.encoder.describe(),
+            "fingerprint": self.encoder.fingerprint(),
+            "out_dir": dir.to_string_lossy(),
+            "bytes": self.bytes(),
+        })
+    }
+
+    /// What is printed otherwise: a line for each sequence, sums, timings.
+    fn table(&self, dir: &Path) -> String {
+        let mut out = String::from("       L   images       bytes  file\n");
+        for ((sequence, plan), (_, bytes)) in self.requests.sequences.iter().zip(self.plans).zip(&self.files)
+        {
+            let (length, images) = (plan.input_ids.len(), plan.slots.len());
+            let _ = writeln!(out, "{length:>8} {images:>8} {:>11}  {}", show::bytes(*bytes), sequence.file);
+        }
+        let positions: usize = self.plans.iter().map(SequencePlan::len).sum();
+        let slots: usize = self.plans.iter().map(SequencePlan::image_count).sum();
+        let count = show::count(self.plans.len(), "sequence");
+        let encoded = show::count(self.report.images_encoded, "image");
+        let slots = show::count(slots, "slot");
+        let _ = writeln!(out, "\n{count}, {positions} positions; {encoded} encoded for {slots}");
+        out += &show::costs(self.open, &self.report, self.write, &self.encoder.describe());
+        let files = show::count(self.files.len(), "file");
+        let _ = writeln!(out, "wrote {files} to {} ({})", dir.display(), show::bytes(self.bytes()));
+        out
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+fn unused(name: &str) -> String {
+    format!("the image {name:?} stands in no sequence and was not read; name it in one, or take it out")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_gets_no_name_after_others_have_theirs_tells_which_those_are() {
+        let place = tempfile::tempdir().unwrap();
+        let targets = ["a", "b", "c"].map(|name| place.path().join(name));
+        let pending =
+            targets.iter().map(|path| (path.clone(), AtomicFile::create(path).unwrap(), 0)).collect();
+        fs::create_dir(&targets[1]).unwrap(); // since it was looked at
+        let message = name_all(pending).unwrap_err().to_string();
+        assert!(message.contains(&format!("cannot write {}", targets[1].display())), "{message}");
+        let whole = format!("Written of this request, and whole: {}", targets[0].display());
+        assert!(message.ends_with(&whole), "{message}");
+        assert!(targets[0].is_file() && !targets[2].exists());
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 2, "no hidden file");
+    }
+
+    #[test]
+    fn a_folder_goes_away_unless_something_is_in_it() {
+        let place = tempfile::tempdir().unwrap();
+        let deep = place.path().join("new/deep");
+        drop(Folder::make(&deep).unwrap());
+        assert!(place.path().exists() && !place.path().join("new").exists());
+        let made = Folder::make(&deep).unwrap();
+        fs::write(deep.join("file"), "").unwrap();
+        drop(made);
+        drop(Folder::make(&deep).unwrap());
+        assert!(deep.join("file").exists());
+    }
+}
