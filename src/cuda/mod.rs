@@ -6,7 +6,8 @@
 //!          └─ arena   one device's memory, streams, graphs; pictures, blocks and upload bring images to it
 //!
 //!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …       tower.rs says in which order
-//!      │          └──── matrix ─────────┬────────────┘                          weights.rs what with
+//!      │          └──── matrix ─────────┬────────────┘                          weights.rs what with, and
+//!      │                                │                                       fusions, fold what is taken in
 //!   resize                           launch      one unsafe function, contracts checked before it
 //!                                       │
 //!                                    driver      context, streams, memory, modules, graphs
@@ -14,10 +15,12 @@
 //!   kernels/x.cu ─ build.rs ─▶ images ──┘        one fat binary per file, none where there was no nvcc
 //! ```
 //!
-//! `x.rs` launches `kernels/x.cu` and checks the contract in its header, in its order. `disabled.rs` is this
+//! `x.rs` launches `kernels/x.cu` and checks the contract in its header, in its order; `x/sm90.rs` the kernels of Hopper's
+//! own, which `x.rs` prefers where they are loaded. `disabled.rs` is this
 //! module's other self, for builds without the feature `cuda`.
 //!
-//! What holds: stages, rounding points and order of sums are those of [`crate::cpu`]; an image's rows depend
+//! What holds: stages, rounding points and order of sums are those of [`crate::cpu`], but that a folded layer norm rounds
+//! weights where the CPU rounds rows; an image's rows depend
 //! on neither its batch nor its place in it nor the tile that was chosen.
 
 #![cfg_attr(not(test), allow(dead_code, reason = "the driver's owners answer what only tests ask"))]
