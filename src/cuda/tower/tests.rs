@@ -179,6 +179,33 @@ fn equals_the_cpu(fusions: Fusions, model: fn() -> Model) {
     assert!(error <= 2e-3 && cosine >= 0.9999, "{fusions:?}: rel-L2 {error}, cosine {cosine}");
 }
 
+/// A product of a norm's weight and a layer's that fp16 does not hold: that norm, and all others, stay layers of their own.
+#[test]
+fn norms_that_fp16_does_not_hold_stay_apart() {
+    fn strained() -> Model {
+        let mut model = model();
+        // A channel that none of query, key and value asks for, but one of the values, which nothing scales down.
+        model.weights.layers[1].norm1.weight[7] = f16::from_f32(6e4);
+        let qkv = &mut model.weights.layers[1].qkv.weight;
+        qkv.chunks_exact_mut(128).for_each(|row| row[7] = f16::ZERO);
+        qkv[300 * 128 + 7] = f16::from_f32(2.0);
+        model
+    }
+    let bench = Bench::new();
+    let Model { config, weights } = strained();
+    let mut on_device = DeviceWeights::upload(&bench.stream, &config, &weights).unwrap();
+    let kernel = &bench.gpu.kernels.fold;
+    let done = fusions::fold(&bench.stream, kernel, &mut on_device, &config, Fusions::ALL).unwrap();
+    assert_eq!(done, Fusions { layer_norm: false, ..Fusions::ALL });
+    for (layer, stored) in on_device.layers.iter().zip(&weights.layers) {
+        assert!(layer.qkv.norm.is_none() && layer.fc1.norm.is_none());
+        let mut fc1 = vec![f16::NAN; stored.fc1.weight.len()];
+        let len = fc1.len();
+        bench.stream.download_and_wait(layer.fc1.weight.span.slice(0..len).unwrap(), &mut fc1).unwrap();
+        assert_eq!(bits(&fc1), bits(&stored.fc1.weight), "untouched");
+    }
+}
+
 #[test]
 fn a_graph_serves_any_slots_and_an_image_any_place() {
     let count = 3;
