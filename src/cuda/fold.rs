@@ -83,10 +83,7 @@ impl Fold {
         );
         contract!(name, beyond.len() == 1, "{} counters", beyond.len());
         if let Some((norm, folded)) = norm {
-            let weights = norm.weight.len().min(norm.bias.len());
-            contract!(name, weights >= k, "{k} channels, {weights} weights");
-            let aligned = norm.weight.ptr().is_aligned(16) && norm.bias.ptr().is_aligned(16);
-            contract!(name, aligned, "weights are not 16 bytes aligned: {norm:?}");
+            norm.check(name, k)?;
             let room = folded.column_sums.len().min(folded.bias.len());
             contract!(name, room >= n, "room for {room} column sums of {n}");
         }

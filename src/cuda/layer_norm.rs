@@ -6,7 +6,7 @@ use half::f16;
 
 use super::driver::{DevicePtr, Module, Span, Stream};
 use super::launch::{Entry, Kernel, contract, int, launch, parameters};
-use super::linear::{PART, RowPart};
+use super::linear::{RowPart, room_for_parts};
 use super::matrix::{Matrix, VECTOR};
 use crate::config::LAYER_NORM_EPS;
 use crate::error::Result;
@@ -36,6 +36,17 @@ pub(crate) const ENTRY: Entry = Entry::new("layer_norm", 32 * ROWS as u32, 0);
 pub(crate) struct Norm {
     pub(crate) weight: Span<f16>, // [C]
     pub(crate) bias: Span<f16>,   // [C]
+}
+
+impl Norm {
+    /// Checks that `kernel` may load weights of `width` channels, 16 bytes at a time.
+    pub(super) fn check(&self, kernel: &str, width: usize) -> Result<()> {
+        let weights = self.weight.len().min(self.bias.len());
+        contract!(kernel, weights >= width, "{width} channels, {weights} weights");
+        let aligned = self.weight.ptr().is_aligned(16) && self.bias.ptr().is_aligned(16);
+        contract!(kernel, aligned, "weights are not 16 bytes aligned: {self:?}");
+        Ok(())
+    }
 }
 
 /// The loaded kernel.
@@ -69,22 +80,13 @@ impl LayerNorm {
         let shapes = |m: &Matrix| (m.rows, m.columns, m.pitch);
         contract!(name, shapes(y) == shapes(x), "{y:?} from {x:?}");
         contract!(name, width > 0 && width.is_multiple_of(VECTOR), "{width} channels are no multiple of 8");
-        let weights = norm.weight.len().min(norm.bias.len());
-        contract!(name, weights >= width, "{width} channels, {weights} weights");
         y.check(name, "y")?;
         y.check_vectors(name, "y")?;
         x.check(name, "x")?;
         x.check_vectors(name, "x")?;
-        let aligned = norm.weight.ptr().is_aligned(16) && norm.bias.ptr().is_aligned(16);
-        contract!(name, aligned, "weights are not 16 bytes aligned: {norm:?}");
+        norm.check(name, width)?;
         if let Some(parts) = parts {
-            let (needs, has) = (x.rows * (width / PART), parts.len());
-            contract!(name, width.is_multiple_of(PART), "statistics of {width} channels, {PART} at a time");
-            contract!(
-                name,
-                has >= needs && parts.ptr().is_aligned(8),
-                "room for {has} statistics of {needs}"
-            );
+            room_for_parts(name, parts, x.rows, width)?;
         }
         if x.rows == 0 {
             return Ok(());

@@ -272,6 +272,14 @@ pub(crate) fn input_rows(input: Input<'_>) -> usize {
     }
 }
 
+/// Checks that `kernel` may leave statistics of a matrix in `parts`.
+pub(super) fn room_for_parts(kernel: &str, parts: Span<RowPart>, rows: usize, columns: usize) -> Result<()> {
+    contract!(kernel, columns.is_multiple_of(PART), "statistics of {columns} columns, {PART} at a time");
+    let (needs, has) = (rows * (columns / PART), parts.len());
+    contract!(kernel, has >= needs && parts.ptr().is_aligned(8), "room for {has} statistics of {needs}");
+    Ok(())
+}
+
 /// What a kernel is told: all of them, and Hopper's.
 struct Arguments {
     linear: LinearArgs,
@@ -360,13 +368,7 @@ fn arguments(name: &str, input: Input<'_>, layer: &Layer, epilogue: &Epilogue<'_
             );
             contract!(name, !same || drop == 0, "rows of {residual:?} close ranks in place");
             if let Some(parts) = more.parts {
-                let (needs, has) = (rows * (n / PART), parts.len());
-                contract!(name, n.is_multiple_of(PART), "statistics of {n} columns, {PART} at a time");
-                contract!(
-                    name,
-                    has >= needs && parts.ptr().is_aligned(8),
-                    "room for {has} statistics of {needs}"
-                );
+                room_for_parts(name, parts, rows, n)?;
                 parts_out = Some(parts);
             }
             args.extra = residual.span.ptr();
