@@ -4,7 +4,7 @@
 use half::f16;
 
 /// A linear layer `y = x Wᵀ + b`.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LinearWeights<V = Vec<f16>> {
     /// `[N, K]`, row-major: N outputs, K inputs.
     pub weight: V,
@@ -13,7 +13,7 @@ pub struct LinearWeights<V = Vec<f16>> {
 }
 
 /// A layer norm over the last axis.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct NormWeights<V = Vec<f16>> {
     /// `[C]`
     pub weight: V,
@@ -22,7 +22,7 @@ pub struct NormWeights<V = Vec<f16>> {
 }
 
 /// One transformer block of the tower.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LayerWeights<V = Vec<f16>> {
     /// Before attention.
     pub norm1: NormWeights<V>,
@@ -39,7 +39,7 @@ pub struct LayerWeights<V = Vec<f16>> {
 }
 
 /// Tower and projector.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct VisionWeights<V = Vec<f16>> {
     /// `[C]`
     pub class_embedding: V,

@@ -21,15 +21,20 @@
 //! Online softmax: Milakov and Gimelshein 2018 (arXiv 1805.02867); over blocks as in FlashAttention (arXiv
 //! 2205.14135).
 
+use std::ops::Range;
+
 use half::f16;
 use rayon::prelude::*;
 
 use super::activation::{LOG2_E, exp2};
-use super::linear::{transpose_rows, widen};
+use super::linear::widen;
+use super::operand::Sink;
 use super::scratch::with_scratch;
-use super::simd::{Kernel, Machine, Simd};
+use super::simd::{Kernel, Machine, Simd, tiles};
 use super::tile::{self, PAD, with_mr};
 use crate::config::HEAD_SIZE;
+
+mod tiled;
 
 /// Keys in a block: `MR × KEYS` scores fit into the L1 cache.
 const KEYS: usize = 512;
@@ -42,81 +47,85 @@ const SCALE: f32 = 0.125;
 
 /// Attends within each image: `qkv` `[B · T, 3C]` (queries, keys, values, each head by head) to `out`
 /// `[B · T, C]`.
-pub(crate) fn attention(machine: Machine, qkv: &[f16], tokens: usize, heads: usize, out: &mut [f16]) {
+pub(crate) fn attention(machine: Machine, qkv: &[f16], tokens: usize, heads: usize, out: &Sink<'_>) {
     machine.dispatch(Attention { qkv, tokens, heads, out });
 }
 
-struct Attention<'a> {
+struct Attention<'a, 'b> {
     qkv: &'a [f16], // [B · T, 3C]
     tokens: usize,
     heads: usize,
-    out: &'a mut [f16], // [B · T, C]
+    out: &'a Sink<'b>, // [B · T, C]
 }
 
-impl Kernel for Attention<'_> {
+impl Kernel for Attention<'_, '_> {
     type Output = ();
 
     fn run<S: Simd>(self, s: S) {
         let Self { qkv, tokens, heads, out } = self;
         let width = heads * HEAD_SIZE;
-        assert_eq!(qkv.len(), 3 * out.len(), "Q, K and V for every output");
-        assert!(out.len().is_multiple_of(tokens * width), "whole images");
-        let images = out.len() / (tokens * width);
-        let out = Columns::new(out, width);
+        assert!(qkv.len().is_multiple_of(tokens * 3 * width), "whole images");
+        let images = qkv.len() / (tokens * 3 * width);
 
         // One task per image and head; where those are too few for the threads, some share a head, and
         // each packs its keys and values anew.
-        let tiles = tokens.div_ceil(S::MR);
+        let height = if S::TILES { tiles::PANEL } else { S::MR };
+        let tiles = tokens.div_ceil(height);
         let wanted = 4 * rayon::current_num_threads();
         let splits = wanted.div_ceil(images * heads).min(tiles.div_ceil(8)).max(1);
         let share = tiles.div_ceil(splits);
         (0..images * heads * splits).into_par_iter().with_max_len(1).for_each(|task| {
             let (head, split) = (task / splits, task % splits);
             let (image, head) = (head / heads, head % heads);
-            let queries = (split * share * S::MR).min(tokens)..((split + 1) * share * S::MR).min(tokens);
+            let queries = (split * share * height).min(tokens)..((split + 1) * share * height).min(tokens);
             let rows = &qkv[image * tokens * 3 * width..][..tokens * 3 * width];
             with_scratch(Head::scratch_len::<S>(tokens), |scratch| {
-                let out = &out;
                 s.vectorize(Head { rows, width, tokens, head, queries, out, first: image * tokens, scratch });
             });
         });
     }
 }
 
-/// Rows whose head-sized pieces are written by different tasks, `[rows, C]`.
-type Columns<'a> = super::epilogue::Output<'a>;
-
 /// One head of one image, for some of its queries.
-struct Head<'a> {
+struct Head<'a, 'b> {
     rows: &'a [f16], // [T, 3C]
     width: usize,    // C
     tokens: usize,   // T
     head: usize,
-    queries: std::ops::Range<usize>, // of 0..T
-    out: &'a Columns<'a>,            // [B · T, C]
-    first: usize,                    // the image's first row in `out`
+    queries: Range<usize>, // of 0..T
+    out: &'a Sink<'b>,     // [B · T, C]
+    first: usize,          // the image's first row in `out`
     scratch: &'a mut [f32],
 }
 
-impl Head<'_> {
+impl Head<'_, '_> {
     fn scratch_len<S: Simd>(tokens: usize) -> usize {
+        if S::TILES {
+            return tiled::scratch_len(tokens);
+        }
         let keys = tokens.next_multiple_of(S::NR) * HEAD_SIZE;
         let values = tokens * HEAD_SIZE;
         keys + values + S::MR * (QUERY_STRIDE + SCORE_STRIDE + HEAD_SIZE)
     }
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for Head<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if S::TILES {
+            return s.with_tiles(
+                #[inline(always)]
+                || tiled::attend(s, self),
+            );
+        }
         with_mr!(S, attend(s, self));
     }
 }
 
 #[inline(always)]
-fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_>) {
+fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_, '_>) {
     const { assert!(KEYS.is_multiple_of(2 * super::simd::MAX_LANES), "a block of keys is whole panels") };
     let Head { rows, width, tokens, head, queries, out, first, scratch } = head;
     let column = head * HEAD_SIZE;
@@ -216,13 +225,55 @@ fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_>) {
 
         for (i, total) in total.into_iter().enumerate().take(queries.end - start) {
             let total = s.splat(s.reduce_add(total));
-            // SAFETY: tasks have disjoint heads or queries.
-            let out = unsafe { out.piece(first + start + i, column, HEAD_SIZE) };
-            for (j, out) in out.chunks_exact_mut(S::LANES).enumerate() {
-                let at = (j / 2 * MR + i) * S::NR + j % 2 * S::LANES;
-                // SAFETY: LANES of the sums of row i, half j % 2 of panel j / 2.
-                let sum = unsafe { s.load(sums[at..at + S::LANES].as_ptr()) };
-                s.store_f16_slice(out, s.div(sum, total));
+            for j in 0..HEAD_SIZE / S::NR {
+                // SAFETY: two vectors of the sums of row i, panel j; tasks have disjoint heads or queries.
+                unsafe {
+                    let sums = sums[(j * MR + i) * S::NR..][..S::NR].as_ptr();
+                    let v = [s.div(s.load(sums), total), s.div(s.load(sums.add(S::LANES)), total)];
+                    out.put(s, first + start + i, column + j * S::NR, S::NR, v);
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows `rows` and columns `k` of `keys`, `[.., width]`, as a panel of B: `to[step · NR + row]`.
+///
+/// Of the `NR` rows of the panel, those not in `rows` become zeros.
+#[inline(always)]
+fn transpose_rows<S: Simd>(
+    s: S,
+    keys: &[f16],
+    width: usize,
+    rows: Range<usize>,
+    k: Range<usize>,
+    to: &mut [f32], // [k.len(), NR]
+) {
+    assert!(to.len() >= k.len() * S::NR && rows.len() <= S::NR && k.end <= width);
+    assert!(rows.end * width <= keys.len());
+    // Two vectors' worth of columns at a time: a cache line of W is read once.
+    for step in (0..k.len()).step_by(2 * S::LANES) {
+        for half in [0, S::LANES] {
+            for step in [step, step + S::LANES] {
+                let there = rows.len().saturating_sub(half);
+                if there >= S::LANES && step + S::LANES <= k.len() {
+                    let from = (rows.start + half) * width + k.start + step;
+                    // SAFETY: rows `half .. half + LANES` of `rows` and as many columns from `step` are
+                    // within `keys`, by the assertions; in `to`, so many steps of `NR` from `step`.
+                    unsafe {
+                        let to = to.as_mut_ptr().add(step * S::NR + half);
+                        s.transpose_f16(keys.as_ptr().add(from), width, to, S::NR);
+                    }
+                } else {
+                    for step in step..k.len().min(step + S::LANES) {
+                        for lane in half..half + S::LANES {
+                            to[step * S::NR + lane] = match lane < rows.len() {
+                                true => keys[(rows.start + lane) * width + k.start + step].to_f32(),
+                                false => 0.0,
+                            };
+                        }
+                    }
+                }
             }
         }
     }

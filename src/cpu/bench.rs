@@ -5,10 +5,12 @@ use half::f16;
 use super::attention;
 use super::epilogue::{Activation, Output, Store};
 use super::layer_norm;
-use super::linear::{self, Rows};
+use super::linear;
+use super::operand::{self, Operand, Rows, Sink};
+use super::packed::Packed;
 use super::simd::{Kernel, Machine, Simd};
 use crate::checkpoint::weights::NormWeights;
-use crate::config::ModelConfig;
+use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::Result;
 
 /// The sizes of InternLM-XComposer2-VL-7B: 490 pixels, P = 1225, C = 1024, 24 layers.
@@ -51,22 +53,40 @@ impl Stages {
         self.machine.isa().name()
     }
 
-    /// `y = quick_gelu(x Wᵀ + b)` or without the activation; `x` `[M, K]`, `weight` `[N, K]`, `y` `[M, N]`.
-    pub fn linear(&mut self, x: &[f16], weight: &[f16], bias: &[f16], quick_gelu: bool, y: &mut [f16]) {
+    /// Packs `weight`, `[N, K]`, for a layer.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if there is no memory for it.
+    pub fn layer(&self, weight: &[f16], bias: &[f16], quick_gelu: bool) -> Result<Layer> {
         let activation = if quick_gelu { Activation::QuickGelu } else { Activation::None };
-        let k = weight.len() / bias.len();
-        let store = Store { bias, activation, y: Output::new(y, bias.len()) };
-        linear::linear(self.machine, Rows::all(x, k), weight, &store);
+        let weight = Packed::new(self.machine, weight, weight.len() / bias.len())?;
+        Ok(Layer { weight, bias: bias.to_vec(), activation })
+    }
+
+    /// Stores `x`, `[M, K]`, as the stage before a layer would have.
+    pub fn input(&self, x: &[f16], width: usize) -> Stored {
+        let mut stored = Stored { operand: Operand::default(), rows: x.len() / width, width };
+        let sink = stored.operand.sink(self.machine, stored.rows, width);
+        operand::store_rows(self.machine, Rows::all(x, width), &sink);
+        stored
+    }
+
+    /// `y = quick_gelu(x Wᵀ + b)` or without the activation; `x` `[M, K]`, `y` `[M, N]`.
+    pub fn linear(&self, x: &Stored, layer: &Layer, y: &mut [f16]) {
+        let y = Sink::Rows(Output::new(y, layer.bias.len()));
+        let store = Store { bias: &layer.bias, activation: layer.activation, y };
+        linear::linear(self.machine, x.operand.input(self.machine, x.rows, x.width), &layer.weight, &store);
     }
 
     /// `qkv` `[B · T, 3C]` to `out` `[B · T, C]`.
     pub fn attention(&self, qkv: &[f16], tokens: usize, heads: usize, out: &mut [f16]) {
-        attention::attention(self.machine, qkv, tokens, heads, out);
+        let out = Sink::Rows(Output::new(out, heads * HEAD_SIZE));
+        attention::attention(self.machine, qkv, tokens, heads, &out);
     }
 
     /// `x` to `y`, both `[rows, C]`.
     pub fn layer_norm(&self, norm: &NormWeights, x: &[f16], y: &mut [f16]) {
-        layer_norm::layer_norm(self.machine, norm, x, y);
+        layer_norm::layer_norm(self.machine, norm, x, &Sink::Rows(Output::new(y, norm.weight.len())));
     }
 
     /// Runs `steps` multiply-adds on each of 24 vectors on every thread, as fast as they go.
@@ -77,6 +97,22 @@ impl Stages {
         let lanes: Vec<usize> = rayon::broadcast(|_| machine.vectorize(MultiplyAdds { steps }));
         lanes.iter().map(|&lanes| 2.0 * lanes as f64 * 24.0 * steps as f64).sum()
     }
+}
+
+/// A linear layer, packed.
+#[derive(Debug)]
+pub struct Layer {
+    weight: Packed,
+    bias: Vec<f16>,
+    activation: Activation,
+}
+
+/// The input of a linear layer, as the layer reads it.
+#[derive(Debug)]
+pub struct Stored {
+    operand: Operand,
+    rows: usize,
+    width: usize,
 }
 
 /// Independent chains of multiply-adds, in registers.

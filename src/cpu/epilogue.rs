@@ -8,12 +8,13 @@ use std::marker::PhantomData;
 use half::f16;
 
 use super::activation::{gelu, quick_gelu};
+use super::operand::Sink;
 use super::simd::Simd;
 use crate::sequence::RowsMut;
 
 /// Finishes and stores accumulators of a linear layer's output Y, `[M, N]`.
 pub(crate) trait Epilogue: Sync {
-    /// Takes elements `column .. column + count` of row `row`: the first `count` of `acc`, `1 ..= NR`.
+    /// Takes elements `column .. column + count` of row `row`: the first `count` of `acc`, `1 ..= NR`; the others are zeros.
     ///
     /// # Safety
     /// Nobody else has to do with these elements of the output meanwhile.
@@ -53,7 +54,7 @@ impl<'a> Output<'a> {
 
 /// Splits `count` elements over two vectors: for each, its index and the range of the elements.
 #[inline(always)]
-fn halves<S: Simd>(count: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+pub(crate) fn halves<S: Simd>(count: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
     [0, 1].into_iter().map(move |j| (j, (j * S::LANES).min(count)..((j + 1) * S::LANES).min(count)))
 }
 
@@ -73,24 +74,24 @@ pub(crate) enum Activation {
 pub(crate) struct Store<'a> {
     pub(crate) bias: &'a [f16], // [N]
     pub(crate) activation: Activation,
-    pub(crate) y: Output<'a>, // [M, N]
+    pub(crate) y: Sink<'a>, // [M, N]
 }
 
 impl Epilogue for Store<'_> {
     #[inline(always)]
     unsafe fn store<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, acc: [S::V; 2]) {
-        // SAFETY: the caller's promise.
-        let y = unsafe { self.y.piece(row, column, count) };
         let bias = &self.bias[column..column + count];
+        let mut v = acc;
         for (j, range) in halves::<S>(count) {
-            let v = s.add(acc[j], s.load_f16_slice(&bias[range.clone()]));
-            let v = match self.activation {
-                Activation::None => v,
-                Activation::QuickGelu => quick_gelu(s, v),
-                Activation::Gelu => gelu(s, v),
+            v[j] = s.add(acc[j], s.load_f16_slice(&bias[range]));
+            v[j] = match self.activation {
+                Activation::None => v[j],
+                Activation::QuickGelu => quick_gelu(s, v[j]),
+                Activation::Gelu => gelu(s, v[j]),
             };
-            s.store_f16_slice(&mut y[range], v);
         }
+        // SAFETY: the caller's promise. Beyond `count`, accumulators and bias are zeros, and so is what is made of them.
+        unsafe { self.y.put(s, row, column, count, v) };
     }
 }
 

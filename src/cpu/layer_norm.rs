@@ -8,6 +8,8 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::epilogue::Output;
+use super::operand::Sink;
 use super::simd::{Kernel, Machine, Simd};
 use crate::checkpoint::weights::NormWeights;
 use crate::config::LAYER_NORM_EPS;
@@ -17,58 +19,67 @@ const CHAINS: usize = 4;
 /// Rows that one task takes: some microseconds of work.
 const ROWS: usize = 16;
 
-/// Normalises the rows of `x` into `y`; both `[rows, C]`, C = the length of `norm.weight`, a multiple of 16.
-pub(crate) fn layer_norm(machine: Machine, norm: &NormWeights, x: &[f16], y: &mut [f16]) {
-    assert_eq!(x.len(), y.len(), "rows in, rows out");
+/// Normalises the rows of `x` into `y`; both `[rows, C]`, C = the length of `norm.weight`, a multiple of 32.
+pub(crate) fn layer_norm(machine: Machine, norm: &NormWeights, x: &[f16], y: &Sink<'_>) {
     let block = ROWS * norm.weight.len();
-    y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-        y.copy_from_slice(x);
-        machine.vectorize(Block { norm, y });
+    x.par_chunks(block).enumerate().for_each(|(i, x)| {
+        machine.vectorize(Block { norm, x: x.as_ptr(), len: x.len(), y, first: i * ROWS });
     });
 }
 
 /// Normalises the rows of `y`, `[rows, C]`, where they are.
 pub(crate) fn layer_norm_in_place(machine: Machine, norm: &NormWeights, y: &mut [f16]) {
-    let block = ROWS * norm.weight.len();
-    y.par_chunks_mut(block).for_each(|y| machine.vectorize(Block { norm, y }));
+    let width = norm.weight.len();
+    y.par_chunks_mut(ROWS * width).for_each(|y| {
+        let (x, len) = (y.as_ptr(), y.len());
+        machine.vectorize(Block { norm, x, len, y: &Sink::Rows(Output::new(y, width)), first: 0 });
+    });
 }
 
-/// The rows of one task, normalised where they are.
-struct Block<'a> {
+/// The rows of one task; `x` may be where `y` is.
+struct Block<'a, 'b> {
     norm: &'a NormWeights,
-    y: &'a mut [f16], // [rows, C]
+    x: *const f16, // [rows, C]
+    len: usize,    // rows · C
+    y: &'a Sink<'b>,
+    first: usize, // row of `y` that the first of `x` becomes
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for Block<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let NormWeights { weight, bias } = self.norm;
         let width = weight.len();
-        assert!(bias.len() == width && width.is_multiple_of(S::LANES) && self.y.len().is_multiple_of(width));
-        for row in self.y.chunks_exact_mut(width) {
+        assert!(bias.len() == width && width.is_multiple_of(S::NR) && self.len.is_multiple_of(width));
+        for row in 0..self.len / width {
+            // SAFETY: element `at` of row `row` of `len / width`, and LANES from there on within it, for `at` a multiple
+            // of LANES below `width`.
+            let load = |at: usize| unsafe { s.load_f16(self.x.add(row * width + at)) };
             let zero = s.splat(0.0);
             let mut sums = [zero; CHAINS];
-            for group in row.chunks(CHAINS * S::LANES) {
-                for (sum, x) in sums.iter_mut().zip(group.chunks_exact(S::LANES)) {
-                    *sum = s.add(*sum, s.load_f16_slice(x));
-                }
+            for at in (0..width).step_by(S::LANES) {
+                let sum = &mut sums[at / S::LANES % CHAINS];
+                *sum = s.add(*sum, load(at));
             }
             let mean = s.splat(total(s, sums) / width as f32);
             let mut squares = [zero; CHAINS];
-            for group in row.chunks(CHAINS * S::LANES) {
-                for (square, x) in squares.iter_mut().zip(group.chunks_exact(S::LANES)) {
-                    let d = s.sub(s.load_f16_slice(x), mean);
-                    *square = s.mul_add(d, d, *square);
-                }
+            for at in (0..width).step_by(S::LANES) {
+                let square = &mut squares[at / S::LANES % CHAINS];
+                let d = s.sub(load(at), mean);
+                *square = s.mul_add(d, d, *square);
             }
             let variance = total(s, squares) / width as f32;
             let scale = s.splat(1.0 / (variance + LAYER_NORM_EPS).sqrt());
-            let affine = weight.chunks_exact(S::LANES).zip(bias.chunks_exact(S::LANES));
-            for (x, (weight, bias)) in row.chunks_exact_mut(S::LANES).zip(affine) {
-                let v = s.mul(s.sub(s.load_f16_slice(x), mean), scale);
-                s.store_f16_slice(x, s.mul_add(v, s.load_f16_slice(weight), s.load_f16_slice(bias)));
+            let normal = |at: usize| {
+                let v = s.mul(s.sub(load(at), mean), scale);
+                s.mul_add(v, s.load_f16_slice(&weight[at..]), s.load_f16_slice(&bias[at..]))
+            };
+            for at in (0..width).step_by(S::NR) {
+                let v = [normal(at), normal(at + S::LANES)];
+                // SAFETY: rows of different tasks are different ones; where `x` is `y`, these elements have been read.
+                unsafe { self.y.put(s, self.first + row, at, S::NR, v) };
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Linear layers: `Y [M, N] = X [M, K] · Wᵀ [K, N]`, X and W in fp16, f32 inside, epilogue at the store.
 //!
 //! ```text
-//!            W [N, K] fp16                  a task: 128 columns of Y, some or all of the rows
-//!            128 rows × KC ──pack──▶ B, f32, [4 panels][KC][NR = 32]   stays in L2 while it is used
+//!            W [N, K] fp16, packed          a task: 128 columns of Y, some or all of the rows
+//!            4 panels × KC ─widen──▶ B, f32, [4 panels][KC][NR = 32]   stays in L2 while it is used
 //!                                    │
 //!   X [M, K] fp16                    ▼
 //!   12 rows × KC ──widen──▶ A, f32, [MR = 12][KC + pad]     one panel after the other, fetched ahead
@@ -14,7 +14,7 @@
 //!                        epilogue: + bias, activation, + residual … ──▶ Y, fp16, rounded once
 //! ```
 //!
-//! Packing W costs 1/M of the multiplications, widening X 1/128. Rows of X are padded with zeros to whole tiles,
+//! Widening W costs 1/M of the multiplications, widening X 1/128. Rows of X are padded with zeros to whole tiles,
 //! columns of W to whole panels, so the same tile serves edges; only valid elements reach the epilogue.
 //!
 //! # Numerics
@@ -27,58 +27,30 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::epilogue::Epilogue;
+use super::operand::{Input, Rows};
+use super::packed::{Packed, panel_width};
 use super::scratch::with_scratch;
-use super::simd::{Kernel, MAX_LANES, Machine, Simd};
+use super::simd::{Kernel, MAX_LANES, Machine, Simd, tiles};
 use super::tile::{self, Ahead, PAD, with_mr};
+
+pub(crate) mod tiled;
 
 /// Columns of Y in one task, at least; a multiple of every `NR`.
 const TASK_COLUMNS: usize = 128;
 /// Rows of Y in one task, at most: what bounds its partial sums.
 const TASK_ROWS: usize = 1536;
 
-/// The rows of X: all of a buffer, or those of each image that follow its class token.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows<'a> {
-    data: &'a [f16], // [.., K]
-    width: usize,    // K
-    group: usize,    // rows taken from each image
-    period: usize,   // rows from an image's first to the next image's first
-    first: usize,    // rows skipped in each image
-}
-
-impl<'a> Rows<'a> {
-    /// All rows of `data`, `[M, K]`.
-    pub(crate) fn all(data: &'a [f16], width: usize) -> Self {
-        let rows = data.len() / width;
-        Self { data, width, group: rows.max(1), period: rows, first: 0 }
-    }
-
-    /// Of `data`, `[B · T, K]`, the rows of each image but its first: M = B · (T − 1).
-    pub(crate) fn without_class(data: &'a [f16], width: usize, tokens: usize) -> Self {
-        Self { data, width, group: tokens - 1, period: tokens, first: 1 }
-    }
-
-    /// M.
-    pub(crate) fn count(&self) -> usize {
-        self.data.len() / self.width / self.period.max(1) * self.group
-    }
-
-    /// Row `i` of M, `[K]`.
-    #[inline(always)]
-    fn row(&self, i: usize) -> &'a [f16] {
-        let at = i / self.group * self.period + self.first + i % self.group;
-        &self.data[at * self.width..][..self.width]
-    }
-}
-
-/// Runs a linear layer over `x` and hands each finished element to `epilogue`; `weight` is `[N, K]`.
-pub(crate) fn linear<E: Epilogue>(machine: Machine, x: Rows<'_>, weight: &[f16], epilogue: &E) {
+/// Runs a linear layer over `x` and hands each finished element to `epilogue`.
+///
+/// # Panics
+/// If `x` and `weight` are not of one K, or either is not in this machine's form.
+pub(crate) fn linear<E: Epilogue>(machine: Machine, x: Input<'_>, weight: &Packed, epilogue: &E) {
     machine.dispatch(Linear { x, weight, epilogue });
 }
 
 struct Linear<'a, E> {
-    x: Rows<'a>,
-    weight: &'a [f16], // [N, K]
+    x: Input<'a>,
+    weight: &'a Packed, // [N, K]
     epilogue: &'a E,
 }
 
@@ -87,23 +59,40 @@ impl<E: Epilogue> Kernel for Linear<'_, E> {
 
     fn run<S: Simd>(self, s: S) {
         let Self { x, weight, epilogue } = self;
-        let (rows, k) = (x.count(), x.width);
-        assert!(weight.len().is_multiple_of(k), "a weight of whole rows");
-        let n = weight.len() / k;
+        let ((rows, k), n) = (x.shape(), weight.n());
+        assert_eq!(k, weight.k(), "one K");
+        let height = if S::TILES { tiles::PANEL } else { S::MR };
         let columns = n.div_ceil(TASK_COLUMNS);
-        let panels = rows.div_ceil(S::MR);
+        let panels = rows.div_ceil(height);
         // Enough tasks that threads end together, and none with more rows than its partial sums may have;
-        // but each packs its part of W itself, so no more than that.
+        // but each converts its part of W itself, so no more than that.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(columns).min(panels.div_ceil(8));
         let splits = wanted.max(rows.div_ceil(TASK_ROWS)).max(1);
         let share = panels.div_ceil(splits);
+        let per_task = TASK_COLUMNS / panel_width::<S>();
+        let weights: Vec<&[f16]> = weight.panels::<S>().collect();
         (0..columns * splits).into_par_iter().with_max_len(1).for_each(|task| {
             let (column, split) = (task / splits, task % splits);
-            let rows = (split * share * S::MR).min(rows)..((split + 1) * share * S::MR).min(rows);
+            let rows = (split * share * height).min(rows)..((split + 1) * share * height).min(rows);
             let columns = column * TASK_COLUMNS..((column + 1) * TASK_COLUMNS).min(n);
-            with_scratch(scratch_len::<S>(rows.len(), columns.len(), k), |scratch| {
-                s.vectorize(Task { x, weight, rows, columns, epilogue, scratch });
-            });
+            let weights = &weights[column * per_task..weights.len().min((column + 1) * per_task)];
+            match x {
+                Input::Rows(x) => {
+                    assert!(!S::TILES, "rows are for machines without tiles");
+                    let len = scratch_len::<S>(rows.len(), columns.len(), k);
+                    with_scratch(len, |scratch| {
+                        s.vectorize(Task { x, weights, rows, columns, epilogue, scratch })
+                    });
+                }
+                Input::Split { data, .. } => {
+                    assert!(S::TILES, "split panels are for machines with tiles");
+                    let len = tiled::scratch_len(rows.len(), weights.len(), k);
+                    let x = data;
+                    with_scratch(len, |scratch| {
+                        s.vectorize(tiled::Task { x, k, weights, rows, columns, epilogue, scratch });
+                    });
+                }
+            }
         });
     }
 }
@@ -126,8 +115,8 @@ pub(crate) fn widen<S: Simd>(s: S, from: &[f16], to: &mut [f32]) {
 
 /// Some columns of Y for some of its rows.
 struct Task<'a, E> {
-    x: Rows<'a>,       // [M, K]
-    weight: &'a [f16], // [N, K]
+    x: Rows<'a>,              // [M, K]
+    weights: &'a [&'a [f16]], // the panels of `columns`, each [K][NR]
     rows: Range<usize>,
     columns: Range<usize>,
     epilogue: &'a E,
@@ -152,8 +141,8 @@ impl<E: Epilogue> Kernel for Task<'_, E> {
 
 #[inline(always)]
 fn run_task<S: Simd, const MR: usize>(s: S, task: Task<'_, impl Epilogue>) {
-    let Task { x, weight, rows, columns, epilogue, scratch } = task;
-    let k = x.width;
+    let Task { x, weights, rows, columns, epilogue, scratch } = task;
+    let k = x.width();
     let stride = S::KC + PAD;
     let pieces = k.div_ceil(S::KC);
     let width = columns.len().next_multiple_of(S::NR);
@@ -163,9 +152,8 @@ fn run_task<S: Simd, const MR: usize>(s: S, task: Task<'_, impl Epilogue>) {
         let k0 = piece * S::KC;
         let kc = S::KC.min(k - k0);
         let b = &mut b[..kc * width];
-        for (j, b) in b.chunks_exact_mut(kc * S::NR).enumerate() {
-            let from = columns.start + j * S::NR;
-            transpose_rows(s, weight, k, from..columns.end.min(from + S::NR), k0..k0 + kc, b);
+        for (b, panel) in b.chunks_exact_mut(kc * S::NR).zip(weights) {
+            widen(s, &panel[k0 * S::NR..][..kc * S::NR], b);
         }
         // Rows of X that the next panel takes, to be fetched by the tiles of this one.
         let per_tile = MR.div_ceil(width / S::NR);
@@ -201,48 +189,6 @@ fn run_task<S: Simd, const MR: usize>(s: S, task: Task<'_, impl Epilogue>) {
                 for (row, acc) in (first..rows.end).zip(acc) {
                     // SAFETY: tasks have disjoint columns or rows, and tiles within one have, too.
                     unsafe { epilogue.store(s, row, column, count, acc) };
-                }
-            }
-        }
-    }
-}
-
-/// Packs rows `rows` and columns `k` of `weight`, `[.., width]`, as a panel of B: `to[step · NR + row]`.
-///
-/// Of the `NR` rows of the panel, those not in `rows` become zeros.
-#[inline(always)]
-pub(crate) fn transpose_rows<S: Simd>(
-    s: S,
-    weight: &[f16],
-    width: usize,
-    rows: Range<usize>,
-    k: Range<usize>,
-    to: &mut [f32], // [k.len(), NR]
-) {
-    assert!(to.len() >= k.len() * S::NR && rows.len() <= S::NR && k.end <= width);
-    assert!(rows.end * width <= weight.len());
-    // Two vectors' worth of columns at a time: a cache line of W is read once.
-    for step in (0..k.len()).step_by(2 * S::LANES) {
-        for half in [0, S::LANES] {
-            for step in [step, step + S::LANES] {
-                let there = rows.len().saturating_sub(half);
-                if there >= S::LANES && step + S::LANES <= k.len() {
-                    let from = (rows.start + half) * width + k.start + step;
-                    // SAFETY: rows `half .. half + LANES` of `rows` and as many columns from `step` are
-                    // within `weight`, by the assertions; in `to`, so many steps of `NR` from `step`.
-                    unsafe {
-                        let to = to.as_mut_ptr().add(step * S::NR + half);
-                        s.transpose_f16(weight.as_ptr().add(from), width, to, S::NR);
-                    }
-                } else {
-                    for step in step..k.len().min(step + S::LANES) {
-                        for lane in half..half + S::LANES {
-                            to[step * S::NR + lane] = match lane < rows.len() {
-                                true => weight[(rows.start + lane) * width + k.start + step].to_f32(),
-                                false => 0.0,
-                            };
-                        }
-                    }
                 }
             }
         }

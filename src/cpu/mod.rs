@@ -9,6 +9,7 @@
 //! What holds, and is tested bit by bit: an image's rows do not depend on the batch, its order, or the number
 //! of threads; between instruction sets they differ by the rounding of f32 sums.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Instant;
 
@@ -29,6 +30,8 @@ pub mod bench;
 mod epilogue;
 mod layer_norm;
 mod linear;
+mod operand;
+mod packed;
 pub(crate) mod patches;
 mod scratch;
 mod simd;
@@ -37,6 +40,7 @@ pub(crate) mod testkit;
 mod tile;
 mod tower;
 
+use packed::Weights;
 pub(crate) use patches::PixelTable;
 use simd::Machine;
 use tower::{Watch, Workspace};
@@ -47,11 +51,11 @@ const GROUP_ROWS: usize = 4096;
 
 /// Tower, projector and token embedding on the CPU.
 ///
-/// Holds the weights in fp16 and nothing else of their size. Calls may run at the same time; each takes the
+/// Holds the weights in fp16, packed for its products, and nothing else of their size. Calls may run at the same time; each takes the
 /// threads it finds free.
 pub struct CpuBackend {
     config: ModelConfig,
-    weights: VisionWeights,
+    weights: Weights,
     embedding: Box<dyn TokenEmbeddings>,
     machine: Machine,
     pool: Option<rayon::ThreadPool>,
@@ -63,7 +67,7 @@ impl CpuBackend {
     /// Takes a model's weights and chooses the instruction set.
     ///
     /// `threads` makes a pool of its own of so many; `None` uses rayon's global pool. The environment
-    /// variable `IMAGEHERE_CPU_ISA` (`avx512`, `avx2`, `portable`) overrides the choice of instruction set,
+    /// variable `IMAGEHERE_CPU_ISA` (`amx`, `avx512`, `avx2`, `portable`) overrides the choice of instruction set,
     /// for tests and measurements.
     ///
     /// # Errors
@@ -88,6 +92,11 @@ impl CpuBackend {
     ) -> Result<Self> {
         check(config, &weights, &*embedding)?;
         let pool = threads.map(start_threads).transpose()?;
+        let pack = || Weights::new(machine, weights);
+        let weights = match &pool {
+            Some(pool) => pool.install(pack),
+            None => pack(),
+        }?;
         let spare = std::sync::Mutex::default();
         let (config, pixels) = (config.clone(), PixelTable::new());
         let backend = Self { config, weights, embedding, machine, pool, pixels, spare };
@@ -268,8 +277,9 @@ struct Watcher<'a, 'b, 'c> {
 }
 
 impl Watch for Watcher<'_, '_, '_> {
-    fn stage(&mut self, stage: Stage, values: &[f16]) {
+    fn stage<'v>(&mut self, stage: Stage, values: impl FnOnce() -> Cow<'v, [f16]>) {
         if let Some(trace) = &mut self.trace {
+            let values = values();
             for (&image, values) in
                 self.group.iter().zip(values.chunks_exact(values.len() / self.group.len()))
             {

@@ -1,25 +1,47 @@
-//! Aligned f32 memory that a thread, or a call, uses again and again.
+//! Memory that starts on a cache line: for a call, and for a thread, to use again and again.
 
 use std::cell::RefCell;
 
-/// f32 to a cache line.
-pub(crate) const LINE: usize = 16;
+use bytemuck::{Pod, Zeroable};
 
-/// A growing buffer whose slices start on a cache line.
+/// A cache line.
+#[derive(Clone, Copy, Debug, Zeroable, Pod)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+/// A growing buffer of numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    data: Vec<f32>,
+    lines: Vec<Line>,
 }
 
 impl Scratch {
-    /// Returns `len` f32 with whatever values they have.
-    pub(crate) fn take(&mut self, len: usize) -> &mut [f32] {
-        if self.data.len() < len + LINE {
-            self.data = vec![0.0; len + LINE]; // zeroed by the system: untouched pages cost nothing
-        }
-        let first = self.data.as_ptr().align_offset(4 * LINE).min(LINE);
-        &mut self.data[first..first + len]
+    /// Makes a buffer of `len` zeros; `None` if there is no memory for them.
+    pub(crate) fn zeroed<T: Pod>(len: usize) -> Option<Self> {
+        Some(Self { lines: bytemuck::allocation::try_zeroed_vec(lines_of::<T>(len)).ok()? })
     }
+
+    /// Returns `len` numbers with whatever values they have.
+    pub(crate) fn take<T: Pod>(&mut self, len: usize) -> &mut [T] {
+        if self.lines.len() < lines_of::<T>(len) {
+            // Zeroed by the system: untouched pages cost nothing.
+            self.lines = bytemuck::allocation::zeroed_vec(lines_of::<T>(len));
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..len]
+    }
+
+    /// Returns the first `len` numbers.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub(crate) fn get<T: Pod>(&self, len: usize) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..len]
+    }
+}
+
+/// Cache lines that `len` numbers take.
+fn lines_of<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<Line>())
 }
 
 thread_local! {

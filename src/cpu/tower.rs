@@ -18,46 +18,34 @@
 //! # Source
 //! `transformers`, CLIPVisionModel with `hidden_act` "quick_gelu"; InternLM-XComposer2's `build_mlp.py`.
 
+use std::borrow::Cow;
+
 use half::f16;
 
 use super::attention::attention;
 use super::epilogue::{Activation, AddTo, Embed, Output, Scatter, Store};
 use super::layer_norm::{layer_norm, layer_norm_in_place};
-use super::linear::{Rows, linear};
+use super::linear::linear;
+use super::operand::{Operand, Rows, Sink};
+use super::packed::{Layer, Weights};
+use super::scratch::Scratch;
 use super::simd::Machine;
 use crate::backend::Stage;
-use crate::checkpoint::weights::VisionWeights;
 use crate::config::ModelConfig;
 use crate::sequence::RowsMut;
 
 /// Memory for the stages of one group, kept from layer to layer and from group to group.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
-    hidden: Vec<f16>, // [B · T, C], the residual stream
-    mixed: Vec<f16>,  // [B · T, C], after a norm, or after attention
-    wide: Vec<f16>,   // [B · T, max(3 · patch², 3C, F, projector width)]
-}
-
-impl Workspace {
-    /// Makes room for `images`.
-    fn fit(&mut self, config: &ModelConfig, images: usize) {
-        let rows = images * config.tokens;
-        let wide = [config.patch_len(), 3 * config.width, config.mlp_width, config.projector_width];
-        let wide = wide.into_iter().max().unwrap_or(0);
-        for (buffer, width) in
-            [(&mut self.hidden, config.width), (&mut self.mixed, config.width), (&mut self.wide, wide)]
-        {
-            if buffer.len() < rows * width {
-                *buffer = vec![f16::ZERO; rows * width];
-            }
-        }
-    }
+    hidden: Scratch, // [B · T, C], the residual stream
+    mixed: Operand,  // [B · T, C], after a norm, or after attention
+    wide: Operand,   // [B · P, 3 · patch²], [B · T, 3C], [B · T, F] or [B · P, projector width]
 }
 
 /// What the tower tells while it runs.
 pub(crate) trait Watch {
-    /// A stage is done for the group: `values` holds the images one after the other, as many elements each.
-    fn stage(&mut self, stage: Stage, values: &[f16]);
+    /// A stage is done for the group: `values` gives the images one after the other, as many elements each.
+    fn stage<'v>(&mut self, stage: Stage, values: impl FnOnce() -> Cow<'v, [f16]>);
     /// One of [`steps`] is done.
     fn step(&mut self);
 }
@@ -69,11 +57,12 @@ pub(crate) fn steps(config: &ModelConfig) -> usize {
 
 /// Encodes the images that `cut` writes as patches into all their targets.
 ///
-/// `cut` gets `[B, P, 3 · patch²]` to fill; `targets` has a list of blocks for each of the B images.
+/// `cut` gets `[B, P, 3 · patch²]` to fill; `targets` has a list of blocks for each of the B images. `weights` are packed
+/// for `machine`.
 pub(crate) fn encode_group(
     machine: Machine,
     config: &ModelConfig,
-    weights: &VisionWeights,
+    weights: &Weights,
     workspace: &mut Workspace,
     cut: impl FnOnce(&mut [f16]),
     targets: Vec<&[RowsMut<'_>]>,
@@ -82,13 +71,12 @@ pub(crate) fn encode_group(
     let ModelConfig { tokens, patches, width, heads, mlp_width, projector_width, .. } = *config;
     let images = targets.len();
     let rows = images * tokens;
-    workspace.fit(config, images);
     let Workspace { hidden, mixed, wide } = workspace;
-    let (hidden, mixed) = (&mut hidden[..rows * width], &mut mixed[..rows * width]);
+    let hidden: &mut [f16] = hidden.take(rows * width);
 
-    let pixels = &mut wide[..images * patches * config.patch_len()]; // [B · P, 3 · patch²]
+    let pixels = wide.rows_mut(images * patches, config.patch_len()); // [B · P, 3 · patch²]
     cut(pixels);
-    watch.stage(Stage::Patches, pixels);
+    watch.stage(Stage::Patches, || (&*pixels).into());
     for hidden in hidden.chunks_exact_mut(tokens * width) {
         let class = weights.class_embedding.iter().zip(&weights.position_embedding);
         for (hidden, (class, position)) in hidden.iter_mut().zip(class) {
@@ -97,42 +85,41 @@ pub(crate) fn encode_group(
     }
     let positions = &weights.position_embedding;
     let embed = Embed { positions, tokens, y: Output::new(hidden, width) };
-    linear(machine, Rows::all(pixels, config.patch_len()), &weights.patch_embedding, &embed);
+    let pixels = mixed.take_rows(machine, Rows::all(pixels, config.patch_len()));
+    linear(machine, pixels, &weights.patch_embedding, &embed);
     layer_norm_in_place(machine, &weights.pre_norm, hidden);
-    watch.stage(Stage::Embedded, hidden);
+    watch.stage(Stage::Embedded, || (&*hidden).into());
 
     for (i, layer) in weights.layers.iter().enumerate() {
-        layer_norm(machine, &layer.norm1, hidden, mixed);
-        let qkv = &mut wide[..rows * 3 * width]; // [B · T, 3C]
-        let to_qkv =
-            Store { bias: &layer.qkv.bias, activation: Activation::None, y: Output::new(qkv, 3 * width) };
-        linear(machine, Rows::all(mixed, width), &layer.qkv.weight, &to_qkv);
-        attention(machine, qkv, tokens, heads, mixed);
-        let residual = AddTo { bias: &layer.out.bias, y: Output::new(hidden, width) };
-        linear(machine, Rows::all(mixed, width), &layer.out.weight, &residual);
+        let Layer { norm1, qkv, out, norm2, fc1, fc2 } = layer;
+        layer_norm(machine, norm1, hidden, &mixed.sink(machine, rows, width));
+        let mixture = wide.rows_mut(rows, 3 * width); // [B · T, 3C]
+        let y = Sink::Rows(Output::new(mixture, 3 * width));
+        let to_qkv = Store { bias: &qkv.bias, activation: Activation::None, y };
+        linear(machine, mixed.input(machine, rows, width), &qkv.weight, &to_qkv);
+        attention(machine, mixture, tokens, heads, &mixed.sink(machine, rows, width));
+        let residual = AddTo { bias: &out.bias, y: Output::new(hidden, width) };
+        linear(machine, mixed.input(machine, rows, width), &out.weight, &residual);
 
-        layer_norm(machine, &layer.norm2, hidden, mixed);
-        let mlp = &mut wide[..rows * mlp_width]; // [B · T, F]
-        let to_mlp = Store {
-            bias: &layer.fc1.bias,
-            activation: Activation::QuickGelu,
-            y: Output::new(mlp, mlp_width),
-        };
-        linear(machine, Rows::all(mixed, width), &layer.fc1.weight, &to_mlp);
-        let residual = AddTo { bias: &layer.fc2.bias, y: Output::new(hidden, width) };
-        linear(machine, Rows::all(mlp, mlp_width), &layer.fc2.weight, &residual);
-        watch.stage(Stage::Layer(i), hidden);
+        layer_norm(machine, norm2, hidden, &mixed.sink(machine, rows, width));
+        let y = wide.sink(machine, rows, mlp_width); // [B · T, F]
+        let to_mlp = Store { bias: &fc1.bias, activation: Activation::QuickGelu, y };
+        linear(machine, mixed.input(machine, rows, width), &fc1.weight, &to_mlp);
+        let residual = AddTo { bias: &fc2.bias, y: Output::new(hidden, width) };
+        linear(machine, wide.input(machine, rows, mlp_width), &fc2.weight, &residual);
+        watch.stage(Stage::Layer(i), || (&*hidden).into());
         watch.step();
     }
 
-    let inner = &mut wide[..images * patches * projector_width]; // [B · P, projector width]
+    let y = wide.sink(machine, images * patches, projector_width); // [B · P, projector width]
     let bias = &weights.projector_hidden.bias;
-    let to_inner = Store { bias, activation: Activation::Gelu, y: Output::new(inner, projector_width) };
-    let features = Rows::without_class(hidden, width, tokens);
+    let to_inner = Store { bias, activation: Activation::Gelu, y };
+    let features = mixed.take_rows(machine, Rows::without_class(hidden, width, tokens));
     linear(machine, features, &weights.projector_hidden.weight, &to_inner);
-    watch.stage(Stage::ProjectorHidden, inner);
+    watch.stage(Stage::ProjectorHidden, || wide.to_rows(machine, images * patches, projector_width));
+    let inner = wide.input(machine, images * patches, projector_width);
     let scatter = Scatter { bias: &weights.projector_out.bias, patches, targets };
-    linear(machine, Rows::all(inner, projector_width), &weights.projector_out.weight, &scatter);
+    linear(machine, inner, &weights.projector_out.weight, &scatter);
     watch.step();
 }
 

@@ -1,6 +1,7 @@
 use half::f16;
 
 use super::*;
+use crate::cpu::epilogue::Output;
 use crate::cpu::testkit::{Random, bits, on_every_machine, poison, wide, with_threads};
 
 /// softmax(Q Kᵀ / 8) V in f64, all of it at once.
@@ -33,7 +34,7 @@ fn exact(qkv: &[f16], tokens: usize, heads: usize) -> Vec<f64> {
 
 fn run(machine: Machine, qkv: &[f16], tokens: usize, heads: usize) -> Vec<f16> {
     let mut out = poison(qkv.len() / 3);
-    attention(machine, qkv, tokens, heads, &mut out);
+    attention(machine, qkv, tokens, heads, &Sink::Rows(Output::new(&mut out, heads * HEAD_SIZE)));
     out
 }
 

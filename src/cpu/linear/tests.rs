@@ -3,6 +3,7 @@ use half::f16;
 use super::*;
 use crate::cpu::activation::{gelu, quick_gelu};
 use crate::cpu::epilogue::{Activation, AddTo, Embed, Output, Scatter, Store};
+use crate::cpu::operand::{Operand, Sink};
 use crate::cpu::simd::Isa;
 use crate::cpu::testkit::{Random, bits, on_every_machine, poison, ulps, wide, with_threads};
 use crate::sequence::RowsMut;
@@ -57,8 +58,13 @@ impl Case {
         .collect()
     }
 
-    /// x Wᵀ as the module promises it: one chain of f32 multiply-adds over k.
+    /// x Wᵀ as the module promises it: one chain of f32 multiply-adds over k, or what `tiles` says.
     fn chain(&self, machine: Machine) -> Vec<f32> {
+        if machine.has_tiles() {
+            let rows = self.x.chunks_exact(self.k);
+            let weight = || self.weight.chunks_exact(self.k);
+            return rows.flat_map(|x| weight().map(|w| tile_chain(x, w))).collect();
+        }
         let fused =
             machine.isa() != Isa::Portable || cfg!(any(target_arch = "aarch64", target_feature = "fma"));
         let step = |sum: f32, (x, w): (&f16, &f16)| match fused {
@@ -72,10 +78,40 @@ impl Case {
 
     fn store(&self, machine: Machine, activation: Activation) -> Vec<f16> {
         let mut y = poison(self.m * self.n);
-        let store = Store { bias: &self.bias, activation, y: Output::new(&mut y, self.n) };
-        linear(machine, Rows::all(&self.x, self.k), &self.weight, &store);
+        let store = Store { bias: &self.bias, activation, y: sink(&mut y, self.n) };
+        product(machine, Rows::all(&self.x, self.k), &self.weight, &store);
         y
     }
+}
+
+/// Packs, splits and multiplies: `weight` is `[N, K]`.
+fn product(machine: Machine, x: Rows<'_>, weight: &[f16], epilogue: &impl Epilogue) {
+    let packed = Packed::new(machine, weight, x.width()).unwrap();
+    linear(machine, Operand::default().take_rows(machine, x), &packed, epilogue);
+}
+
+/// Rows of fp16 as a sink.
+fn sink(y: &mut [f16], width: usize) -> Sink<'_> {
+    Sink::Rows(Output::new(y, width))
+}
+
+/// One element of a product in the order that `tiles` promises.
+fn tile_chain(x: &[f16], w: &[f16]) -> f32 {
+    let split = |x: f16| {
+        let upper = half::bf16::from_f32(x.to_f32()).to_f32();
+        [upper, x.to_f32() - upper]
+    };
+    let mut acc = 0.0f32;
+    for (x, w) in x.chunks(32).zip(w.chunks(32)) {
+        for (a, b) in [(0, 0), (1, 0), (0, 1)] {
+            let mut sums = [0.0f32; 2];
+            for (k, (x, w)) in x.iter().zip(w).enumerate() {
+                sums[k % 2] = split(*x)[a].mul_add(split(*w)[b], sums[k % 2]);
+            }
+            acc += sums[0] + sums[1];
+        }
+    }
+    acc
 }
 
 /// An activation of one number.
@@ -105,8 +141,10 @@ fn is_near_the_exact_product() {
             for (i, (y, (sum, size))) in y.iter().zip(&exact).enumerate() {
                 let expected = sum + case.bias[i % case.n].to_f64();
                 let error = (y.to_f64() - expected).abs();
+                // What tiles leave out is 2^-16 of a term at most.
+                let terms = if machine.has_tiles() { 2f64.powi(-16) } else { 1e-6 };
                 assert!(
-                    ulps(*y, expected) <= 0.5 || error < 0.5 * 2f64.powi(-10) * expected.abs() + 1e-6 * size,
+                    ulps(*y, expected) <= 0.5 || error < 0.5 * 2f64.powi(-10) * expected.abs() + terms * size,
                     "{machine:?} {shape:?}, element {i}: {y}, not {expected}"
                 );
             }
@@ -130,7 +168,7 @@ fn is_one_chain_of_multiply_adds() {
             }
             let mut y = case.residual.clone();
             let add = AddTo { bias: &case.bias, y: Output::new(&mut y, case.n) };
-            linear(machine, Rows::all(&case.x, case.k), &case.weight, &add);
+            product(machine, Rows::all(&case.x, case.k), &case.weight, &add);
             for (i, (y, sum)) in y.iter().zip(&chain).enumerate() {
                 let expected = case.residual[i].to_f32() + (sum + case.bias[i % case.n].to_f32());
                 assert_eq!(y.to_bits(), f16::from_f32(expected).to_bits(), "{machine:?} {shape:?} {i}");
@@ -183,9 +221,9 @@ fn more_rows_than_a_chunk() {
 #[test]
 fn no_rows_are_no_work() {
     let weight = vec![f16::ONE; 64 * 8];
-    let store = Store { bias: &[f16::ONE; 8], activation: Activation::None, y: Output::new(&mut [], 8) };
+    let store = Store { bias: &[f16::ONE; 8], activation: Activation::None, y: sink(&mut [], 8) };
     on_every_machine(|machine| {
-        linear(machine, Rows::all(&[], 64), &weight, &store);
+        product(machine, Rows::all(&[], 64), &weight, &store);
     });
 }
 
@@ -197,9 +235,8 @@ fn memory_of_an_earlier_call_does_not_show() {
         crate::cpu::scratch::with_scratch(1 << 20, |scratch| scratch.fill(f32::NAN));
         for case in [&large, &small, &large] {
             let mut y = poison(case.m * case.n);
-            let store =
-                Store { bias: &case.bias, activation: Activation::None, y: Output::new(&mut y, case.n) };
-            linear(machine, Rows::all(&case.x, case.k), &case.weight, &store);
+            let store = Store { bias: &case.bias, activation: Activation::None, y: sink(&mut y, case.n) };
+            product(machine, Rows::all(&case.x, case.k), &case.weight, &store);
             assert_eq!(bits(&y), bits(&case.store(machine, Activation::None)));
         }
     });
@@ -214,7 +251,7 @@ fn embeds_patches_below_the_class_token() {
         let chain = case.chain(machine);
         let mut y = vec![f16::from_f32(-7.0); images * tokens * case.n];
         let embed = Embed { positions: &positions, tokens, y: Output::new(&mut y, case.n) };
-        linear(machine, Rows::all(&case.x, case.k), &case.weight, &embed);
+        product(machine, Rows::all(&case.x, case.k), &case.weight, &embed);
         for (i, y) in y.iter().enumerate() {
             let (row, column) = (i / case.n, i % case.n);
             let (image, token) = (row / tokens, row % tokens);
@@ -239,8 +276,8 @@ fn takes_the_rows_after_each_class_token() {
         let rows = Rows::without_class(&case.x, case.k, tokens);
         assert_eq!(rows.count(), images * (tokens - 1));
         let mut y = poison(rows.count() * case.n);
-        let store = Store { bias: &case.bias, activation: Activation::Gelu, y: Output::new(&mut y, case.n) };
-        linear(machine, rows, &case.weight, &store);
+        let store = Store { bias: &case.bias, activation: Activation::Gelu, y: sink(&mut y, case.n) };
+        product(machine, rows, &case.weight, &store);
         let kept = all.chunks_exact(case.n).enumerate().filter(|(row, _)| row % tokens != 0);
         let expected: Vec<f16> = kept.flat_map(|(_, row)| row.to_vec()).collect();
         assert_eq!(bits(&y), bits(&expected));
@@ -267,7 +304,7 @@ fn scatters_into_every_target_and_nowhere_else() {
         assert_eq!(targets[0][1].len(), 4);
         let scatter =
             Scatter { bias: &case.bias, patches, targets: targets.iter().map(Vec::as_slice).collect() };
-        linear(machine, Rows::all(&case.x, case.k), &case.weight, &scatter);
+        product(machine, Rows::all(&case.x, case.k), &case.weight, &scatter);
         drop(scatter);
         targets.iter_mut().for_each(Vec::clear);
 

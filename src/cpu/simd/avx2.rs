@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, tiles};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,7 @@ impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
     const MR: usize = 6;
+    const TILES: bool = false;
     const KC: usize = 512; // L2 caches of this age hold 256 or 512 KiB
 
     #[inline]
@@ -175,5 +176,30 @@ impl Simd for Avx2 {
                 self.store(to.add((4 + c) * to_stride), _mm256_permute2f128_ps::<0x31>(a[c], a[4 + c]));
             }
         }
+    }
+
+    #[inline(always)]
+    fn round_f16(self, a: __m256) -> __m256 {
+        op!(_mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: __m256) {
+        // SAFETY: the caller's promise.
+        unsafe { tiles::store_split(self, upper, lower, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const EXACT: bool>(
+        self,
+        steps: usize,
+        a: *const u16,
+        b: *const u16,
+        acc: *mut f32,
+        fresh: bool,
+        _: *const u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }
     }
 }

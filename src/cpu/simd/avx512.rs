@@ -1,17 +1,19 @@
 //! AVX-512: 16 lanes. Needs F, BW, DQ, VL and what comes with them (Skylake-X and later, Zen 4 and later).
+//!
+//! With `TILES`, AMX beside it (`amx`): the same vectors, and matrix products in tile registers.
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, amx, tiles};
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; with `TILES`, AVX512-BF16 and AMX-BF16 as well.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const TILES: bool>(());
 
-impl Avx512 {
-    /// Asks the CPU.
+impl<const TILES: bool> Avx512<TILES> {
+    /// Asks the CPU; for tiles, the operating system, too.
     pub(super) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -20,7 +22,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then_some(Self(()))
+        let tiles = || is_x86_feature_detected!("avx512bf16") && amx::available();
+        (has && (!TILES || tiles())).then_some(Self(()))
     }
 }
 
@@ -32,20 +35,30 @@ macro_rules! op {
     };
 }
 
-impl Simd for Avx512 {
+impl<const TILES: bool> Simd for Avx512<TILES> {
     type V = __m512;
     const LANES: usize = 16;
     const MR: usize = 12;
     const KC: usize = 1024;
+    const TILES: bool = TILES;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn enter<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+        fn enter<const TILES: bool, K: Kernel>(simd: Avx512<TILES>, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` is proof of every feature that `enter` enables.
-        unsafe { enter(self, kernel) }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn enter_with_bf16<const TILES: bool, K: Kernel>(simd: Avx512<TILES>, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` is proof of every feature that either enables.
+        unsafe {
+            match TILES {
+                true => enter_with_bf16(self, kernel),
+                false => enter(self, kernel),
+            }
+        }
     }
 
     #[inline(always)]
@@ -183,6 +196,53 @@ impl Simd for Avx512 {
                 column(4 + c, _mm512_shuffle_f32x4::<0b11_01_11_01>(low01, low23));
                 column(8 + c, _mm512_shuffle_f32x4::<0b10_00_10_00>(high01, high23));
                 column(12 + c, _mm512_shuffle_f32x4::<0b11_01_11_01>(high01, high23));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn round_f16(self, a: __m512) -> __m512 {
+        op!(_mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: __m512) {
+        if !TILES {
+            // SAFETY: the caller's promise.
+            return unsafe { tiles::store_split(self, upper, lower, a) };
+        }
+        // SAFETY: the caller vouches for 16 writable elements of 2 bytes, twice; `self` is proof of AVX512-BF16.
+        unsafe {
+            let high = _mm512_cvtneps_pbh(a);
+            let rest = _mm512_sub_ps(a, _mm512_cvtpbh_ps(high));
+            let low = _mm512_cvtneps_pbh(rest);
+            _mm256_storeu_si256(upper.cast(), std::mem::transmute::<__m256bh, __m256i>(high));
+            _mm256_storeu_si256(lower.cast(), std::mem::transmute::<__m256bh, __m256i>(low));
+        }
+    }
+
+    #[inline(always)]
+    fn with_tiles<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` with TILES is proof of AMX.
+        let _configured = TILES.then(|| unsafe { amx::Configured::new() });
+        work()
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const EXACT: bool>(
+        self,
+        steps: usize,
+        a: *const u16,
+        b: *const u16,
+        acc: *mut f32,
+        fresh: bool,
+        ahead: *const u8,
+    ) {
+        // SAFETY: the caller's promise; `self` with TILES is proof of AMX.
+        unsafe {
+            match TILES {
+                true => amx::add_products::<EXACT>(steps, a, b, acc, fresh, ahead),
+                false => tiles::add_products::<EXACT>(steps, a, b, acc, fresh),
             }
         }
     }

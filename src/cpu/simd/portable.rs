@@ -2,11 +2,12 @@
 
 use half::f16;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, tiles};
 
-/// Needs no proof.
+/// Needs no proof. With `TILES` it takes the way that AMX takes, as slowly as plain Rust does: for the tests, which so
+/// see that way on every machine.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Portable;
+pub(crate) struct Portable<const TILES: bool>;
 
 /// Applies an expression to each lane.
 macro_rules! lanes {
@@ -15,11 +16,12 @@ macro_rules! lanes {
     };
 }
 
-impl Simd for Portable {
+impl<const TILES: bool> Simd for Portable<TILES> {
     type V = [f32; 4];
     const LANES: usize = 4;
     const MR: usize = 4;
     const KC: usize = 512;
+    const TILES: bool = TILES;
 
     #[inline]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -136,5 +138,30 @@ impl Simd for Portable {
                 self.store(to.add(c * to_stride), column);
             }
         }
+    }
+
+    #[inline(always)]
+    fn round_f16(self, a: [f32; 4]) -> [f32; 4] {
+        lanes!(i => f16::from_f32(a[i]).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: [f32; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe { tiles::store_split(self, upper, lower, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const EXACT: bool>(
+        self,
+        steps: usize,
+        a: *const u16,
+        b: *const u16,
+        acc: *mut f32,
+        fresh: bool,
+        _: *const u8,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }
     }
 }

@@ -6,7 +6,9 @@ use crate::cpu::testkit::{Random, on_every_machine};
 #[test]
 fn chooses_the_best_unless_told() {
     use Isa::*;
-    let table: [(&[Isa], Option<&str>, Option<Isa>); 7] = [
+    let table: [(&[Isa], Option<&str>, Option<Isa>); 9] = [
+        (&Isa::ALL, None, Some(Amx)),
+        (&Isa::ALL, Some("avx512"), Some(Avx512)),
         (&[Avx512, Avx2, Portable], None, Some(Avx512)),
         (&[Avx2, Portable], None, Some(Avx2)),
         (&[Portable], None, Some(Portable)),
@@ -22,7 +24,8 @@ fn chooses_the_best_unless_told() {
 
 #[test]
 fn refuses_what_the_cpu_has_not() {
-    let error = choose(|isa| isa != Isa::Avx512, Some("avx512")).unwrap_err();
+    let has = |isa| isa != Isa::Avx512 && isa != Isa::Amx;
+    let error = choose(has, Some("avx512")).unwrap_err();
     assert_eq!(error.category(), crate::Category::Device);
     let text = error.to_string();
     assert!(text.contains("IMAGEHERE_CPU_ISA=avx512") && text.contains("one of avx2, portable"), "{text}");

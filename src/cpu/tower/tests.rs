@@ -1,7 +1,7 @@
 //! The whole tower against one written as plainly as the formulas, in f64.
 
 use super::*;
-use crate::checkpoint::weights::{LinearWeights, NormWeights};
+use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::cpu::testkit::{Model, Random, erfc, least_cosine, on_every_machine, poison, relative_l2, wide};
 
 /// What a number goes through before it is stored.
@@ -111,8 +111,8 @@ struct Seen {
 }
 
 impl Watch for Seen {
-    fn stage(&mut self, stage: Stage, values: &[f16]) {
-        self.stages.push((stage, values.to_vec()));
+    fn stage<'v>(&mut self, stage: Stage, values: impl FnOnce() -> Cow<'v, [f16]>) {
+        self.stages.push((stage, values().to_vec()));
     }
 
     fn step(&mut self) {
@@ -127,7 +127,8 @@ fn run(machine: Machine, model: &Model, workspace: &mut Workspace, pixels: &[f16
     let block = [RowsMut::new(&mut features, config.hidden_size, config.hidden_size)];
     let mut seen = Seen::default();
     let cut = |patches: &mut [f16]| patches.copy_from_slice(pixels);
-    encode_group(machine, config, &model.weights, workspace, cut, vec![&block], &mut seen);
+    let weights = Weights::new(machine, model.weights.clone()).unwrap();
+    encode_group(machine, config, &weights, workspace, cut, vec![&block], &mut seen);
     assert_eq!(seen.steps, steps(config));
     seen.stages.push((FEATURES, features));
     seen
@@ -159,6 +160,7 @@ fn every_stage_is_near_the_exact_tower() {
                 let cosine = least_cosine(&seen.1, &exact.1, width);
                 let plain: Vec<f16> = plain.1.iter().map(|x| f16::from_f64(*x)).collect();
                 let plain = relative_l2(&plain, &exact.1);
+
                 assert!(
                     error <= 2e-3 && cosine >= 0.9999,
                     "{machine:?} {size:?} {stage:?}: {error:e}, {cosine}"
