@@ -481,8 +481,22 @@ fn processes_that_share_a_small_cache_do_not_disturb_one_another() {
                 }
             });
         }
+        // And one that never gets far.
+        scope.spawn(|| {
+            let words = case.encode(4, "killed").arg("--image").args(case.images(&["t", "c", "b", "a"]));
+            let words = words.arg("--feature-cache").arg(case.path("cache"));
+            for step in 0..30 {
+                let quiet = || Stdio::null();
+                let mut child = command(&words.0).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+                std::thread::sleep(Duration::from_millis(3 * (step % 15)));
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        });
     });
-    case.cached(&["a", "t"], &["--feature-cache-size", &size.to_string()]);
+    // Whoever keeps something next puts right what the killed left.
+    case.0.picture("e.png", 4);
+    case.cached(&["e"], &["--feature-cache-size", &size.to_string()]);
     assert!(case.entries().iter().map(|(_, bytes)| bytes).sum::<u64>() <= size);
 }
 

@@ -111,7 +111,7 @@ pub struct EncodeArgs {
     pub out: Option<PathBuf>,
 
     /// Take the images from files that `imagehere features` wrote, in this order; the options of images must be those they
-    /// were made with
+    /// were made with. No tower is run, so that device and threads make no difference
     #[arg(long, value_name = "F.safetensors", num_args = 1.., action = ArgAction::Append)]
     #[arg(help_heading = "Features", conflicts_with_all = ["image", "request", "feature_cache"])]
     pub features: Vec<PathBuf>,

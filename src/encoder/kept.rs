@@ -24,8 +24,9 @@ use crate::packing::{Block, Content, PackedPlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
 use crate::warning::{Warning, WarningKind};
 
-/// Images whose features are in host memory at once: 320 MB of the published model's.
-const TOGETHER: usize = 32;
+/// Images that are looked for, encoded and kept before the next: as many as a GPU takes at once, 160 MB of the published
+/// model's features. Who is killed loses no more.
+const TOGETHER: usize = 16;
 
 /// An image as the tower sees it.
 struct Square {
@@ -208,7 +209,13 @@ impl Encoder {
                 different.len() - 1
             });
         }
-        let features = self.find_or_encode(&different, report, progress)?;
+        let (all, mut features) = (different.len(), Vec::with_capacity(different.len()));
+        // Without a cache there is nothing to gain by the way.
+        for group in different.chunks(self.cache.as_ref().map_or(all, |_| TOGETHER).max(1)) {
+            let done = features.len();
+            let mut part = |share: f32| progress((done as f32 + share * group.len() as f32) / all as f32);
+            features.extend(self.find_or_encode(group, report, &mut part)?);
+        }
         Ok(squares.iter().map(|square| features[known[square.digest.as_str()]].clone()).collect())
     }
 
@@ -267,5 +274,7 @@ fn not_kept(kept: Result<usize>, given: usize, size: u64) -> Option<Warning> {
         Ok(_) => None,
         Err(error) => Some(format!("the feature cache does not keep these images: {error}")),
     };
-    message.map(|message| Warning::new(WarningKind::FeatureCache, message))
+    let message = message?;
+    tracing::warn!("{message}"); // who asks for features alone gets no warnings
+    Some(Warning::new(WarningKind::FeatureCache, message))
 }

@@ -36,7 +36,9 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 /// The tower is skipped for an image whose pixels were encoded before: by this checkpoint (as far as its fingerprint
 /// tells checkpoints apart), this version of the library, and a device whose bits are the same
 /// ([`Encoder::numerics`](crate::Encoder::numerics)). What was not used for longest goes first. Any number of processes may
-/// use one directory, and may be killed at any moment. Files that are not the cache's own are never touched.
+/// use one directory, and may be killed at any moment; while several write, it may be larger for a moment by what they
+/// write. Files that are not the cache's own are never touched. Digests find damage, not malice: whoever may write to the
+/// directory decides what is found.
 ///
 /// Give it to [`EncoderOptions::feature_cache`](crate::EncoderOptions::feature_cache).
 #[derive(Clone, Debug)]
