@@ -44,12 +44,7 @@ impl Encoder {
     /// Names what decides the bits of an image's rows beside weights and pixels: two encoders of one checkpoint that say
     /// the same make the same rows. `cpu (avx512)`, `cuda (NVIDIA H200, 9.0, sm90 kernels)`.
     pub fn numerics(&self) -> String {
-        // The CUDA backend reads it, and it is no part of the description.
-        let fusions = std::env::var("IMAGEHERE_CUDA_FUSIONS").unwrap_or_default();
-        match self.backend.numerics() {
-            cuda if cuda.starts_with("cuda") && !fusions.is_empty() => format!("{cuda} {fusions}"),
-            named => named,
-        }
+        self.backend.numerics()
     }
 
     /// Encodes images and returns their features with what is known of each: what a features file holds. Images of the

@@ -71,10 +71,14 @@ impl FeatureCache {
     /// [`Error::Argument`] if it is a file or cannot be made.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
-        let is_file = fs::metadata(&dir).is_ok_and(|found| !found.is_dir());
-        let made = match is_file {
-            true => Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a file")),
-            false => fs::create_dir_all(&dir),
+        let made = match fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => Ok(()),
+            Ok(_) => Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a file")),
+            // Where nothing is named, nothing is what would be made, and entries would lie wherever the process is.
+            Err(_) if dir.as_os_str().is_empty() => {
+                Err(io::Error::new(io::ErrorKind::NotFound, "it has no name"))
+            }
+            Err(_) => fs::create_dir_all(&dir),
         };
         match made {
             Ok(()) => Ok(Self { dir, size: Self::DEFAULT_SIZE }),
@@ -112,13 +116,14 @@ impl FeatureCache {
             if shape != (1, patches, hidden) || entry.metadata.get("key") != Some(&key.0) {
                 return Err(Fault::Bad("it is another entry under this one's name".to_owned()));
             }
-            entry.next_rows()
+            let rows = entry.next_rows()?;
+            // Not ours, or a file system without times: then it only goes sooner.
+            let _ = entry.touch(SystemTime::now());
+            Ok(rows)
         };
         match read() {
             Ok(rows) => {
-                // Not ours, or a file system without times: then it only goes sooner.
-                let touched = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-                tracing::debug!(path = %path.display(), touched = touched.is_ok(), "found in the cache");
+                tracing::debug!(path = %path.display(), "found in the feature cache");
                 Some(rows)
             }
             Err(Fault::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,

@@ -40,7 +40,7 @@ impl ImageNote {
         let counted = |warning: &Warning| {
             let mut warning = warning.clone();
             let told = warning.message.strip_prefix("image ").and_then(|rest| rest.split_once(" ("));
-            if let Some((_, rest)) = told.filter(|(place, _)| place.bytes().all(|b| b.is_ascii_digit())) {
+            if let Some((_, rest)) = told.filter(|(place, _)| place.parse::<usize>().is_ok()) {
                 warning.message = format!("image {index} ({rest}");
             }
             warning
@@ -226,12 +226,16 @@ impl FeatureFile {
         };
         if self.fingerprint() != fingerprint {
             return refuse(
-                format!("checkpoint {} made these features, and this one is {fingerprint}", self.fingerprint),
+                format!(
+                    "checkpoint {} made these features, and this one is {fingerprint}",
+                    self.fingerprint.escape_debug()
+                ),
                 "Use that checkpoint with `--model`, or make the features again with this one".to_owned(),
             );
         }
         if let Some(found) = self.preprocessing.difference(preprocessing) {
-            let (rule, has, other) = (&found.rule, &found.has, &found.other);
+            let [rule, has, other] =
+                [found.rule, found.has, found.other].map(|text| text.escape_debug().to_string());
             let remedy = match rule.as_str() {
                 "exif" | "alpha" | "resample" => format!(
                     "Give `--{rule} {has}` here, too, or make the features again with `--{rule} {other}`"
@@ -278,3 +282,6 @@ fn refuse(path: &Path, fault: Fault) -> Error {
         Fault::Bad(problem) => Error::Features { path, problem, remedy: AGAIN.to_owned() },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
+use std::time::SystemTime;
 
 use half::f16;
 use serde::Deserialize;
@@ -201,6 +202,11 @@ fn parse(header: &[u8], kind: &str) -> Result<Header, Fault> {
 }
 
 impl Stored {
+    /// Notes on the file that it was used at this time.
+    pub fn touch(&self, now: SystemTime) -> io::Result<()> {
+        self.file.set_modified(now)
+    }
+
     /// Reads the next image's features, shape `[P, H]`.
     pub fn next_rows(&mut self) -> Result<Vec<f16>, Fault> {
         let place = self.images - self.rows.len();

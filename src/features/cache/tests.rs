@@ -154,6 +154,8 @@ fn other_files_stay_and_abandoned_ones_go() {
 fn what_cannot_be_a_cache_is_refused() {
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("file"), "").unwrap();
+    let error = FeatureCache::open("").unwrap_err();
+    assert!(error.to_string().contains("it has no name"), "{error}");
     for (name, part) in [("file", "it is a file"), ("file/cache", "cannot be a feature cache")] {
         let error = FeatureCache::open(place.path().join(name)).unwrap_err();
         assert!(matches!(error, Error::Argument { .. }), "{error}");
