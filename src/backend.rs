@@ -73,6 +73,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Names the device and the variant chosen on it, for logs: `cpu (avx512, 2 threads)`.
     fn describe(&self) -> String;
 
+    /// Names what decides the bits of an image's rows: two backends that say the same make the same. Neither the number
+    /// of threads nor which GPU of several alike is part of it: `cpu (avx512)`, `cuda (NVIDIA H200, 9.0, sm90 kernels)`.
+    fn numerics(&self) -> String {
+        // The environment chooses kernels that a description does not name.
+        numerics(&self.describe(), &std::env::var("IMAGEHERE_CUDA_FUSIONS").unwrap_or_default())
+    }
+
     /// Fills all rows of a job, each image encoded once, batched, into all its targets; per image `[P, H]`.
     ///
     /// The rows of an image depend on its pixels alone, not on the batch, its order or the number of threads.
@@ -121,6 +128,26 @@ pub trait Backend: fmt::Debug + Send + Sync {
         let _ = (address, elements, row_stride, stream);
         Err(no_memory(self.describe()))
     }
+}
+
+/// What is left of a description without ordinals, threads and repetitions; of a GPU, with the fusions asked for.
+fn numerics(description: &str, fusions: &str) -> String {
+    let mut kinds: Vec<String> = Vec::new();
+    for device in description.split(" + ") {
+        let (name, details) = device.split_once(" (").unwrap_or((device, ""));
+        let kind = name.split(':').next().unwrap_or(name);
+        let details = details.strip_suffix(')').unwrap_or(details).split(", ");
+        let is_thread = |part: &&str| part.ends_with(" thread") || part.ends_with(" threads");
+        let mut details: Vec<&str> = details.filter(|part| !is_thread(part)).collect();
+        if kind == "cuda" && !fusions.is_empty() {
+            details.push(fusions);
+        }
+        let kind = format!("{kind} ({})", details.join(", "));
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds.join(" + ")
 }
 
 /// The error of a device whose memory is the host's.
@@ -185,4 +212,22 @@ pub enum Stage {
     Layer(usize),
     /// The projector's hidden layer after its activation, `[P, projector width]`.
     ProjectorHidden,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numerics;
+
+    #[test]
+    fn numerics_are_a_description_without_what_changes_no_bit() {
+        let numerics = |description: &str| numerics(description, "");
+        assert_eq!(numerics("cpu (avx512, 2 threads)"), "cpu (avx512)");
+        assert_eq!(numerics("cpu (portable, 1 thread)"), "cpu (portable)");
+        let one = "cuda:1 (NVIDIA H200, 9.0, sm90 kernels)";
+        assert_eq!(numerics(one), "cuda (NVIDIA H200, 9.0, sm90 kernels)");
+        assert_eq!(numerics(&format!("{one} + {}", one.replace(":1", ":0"))), numerics(one));
+        assert_ne!(numerics(&format!("{one} + {}", one.replace("H200", "H100"))), numerics(one));
+        assert_eq!(super::numerics("cuda:0 (X, 8.0)", "none"), "cuda (X, 8.0, none)");
+        assert_eq!(super::numerics("cpu (avx2, 8 threads)", "none"), "cpu (avx2)");
+    }
 }

@@ -16,13 +16,16 @@ use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
 use crate::cuda;
 use crate::error::{Error, Result};
-use crate::features::Features;
+use crate::features::{FeatureCache, FeatureFile, Features};
 use crate::image::{DecodeOptions, ImageSource, Resample};
 use crate::packing::{Block, Content, PackedPlan};
 use crate::prompt::{Planner, Request, SequencePlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
 use crate::tokenizer::Tokenizer;
 use crate::warning::Warning;
+
+mod kept;
+mod placer;
 
 /// How to open and run an [`Encoder`]; the defaults suit most.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +42,8 @@ pub struct EncoderOptions {
     pub decode: DecodeOptions,
     /// Which Pillow the resize equals.
     pub resample: Resample,
+    /// Where features are looked for before the tower runs, and kept after; `None`: nowhere.
+    pub feature_cache: Option<FeatureCache>,
 }
 
 impl EncoderOptions {
@@ -74,6 +79,13 @@ impl EncoderOptions {
     /// Sets which Pillow the resize equals.
     pub fn resample(mut self, resample: Resample) -> Self {
         self.resample = resample;
+        self
+    }
+
+    /// Sets where features are looked for before the tower runs, and kept after. Images are then decoded and resized on
+    /// the host, and features go through its memory.
+    pub fn feature_cache(mut self, cache: FeatureCache) -> Self {
+        self.feature_cache = Some(cache);
         self
     }
 }
@@ -114,8 +126,10 @@ pub struct Encoder {
     pool: Option<rayon::ThreadPool>,
     decode: DecodeOptions,
     resample: Resample,
+    cache: Option<FeatureCache>,
     fingerprint: Arc<str>,
     warnings: Vec<Warning>,
+    of_weights: Vec<Warning>, // those of `warnings` that were noticed while weights were loaded
 }
 
 /// What an encode did.
@@ -130,6 +144,8 @@ pub struct EncodeReport {
     pub encode: Duration,
     /// Images that went through the tower: each once, however many slots it fills.
     pub images_encoded: usize,
+    /// Images that a [`FeatureCache`] had instead; of several with the same pixels, one is counted, here or above.
+    pub images_cached: usize,
     /// What went through but deserves a word, image by image.
     pub warnings: Vec<Warning>,
 }
@@ -137,7 +153,7 @@ pub struct EncodeReport {
 impl From<Work> for EncodeReport {
     fn from(work: Work) -> Self {
         let Work { decode, resize, encode, images_encoded, warnings } = work;
-        Self { decode, resize, encode, images_encoded, warnings }
+        Self { decode, resize, encode, images_encoded, images_cached: 0, warnings }
     }
 }
 
@@ -176,8 +192,16 @@ impl Encoder {
         }?;
         let mut encoder = Self::on(backend, checkpoint, planner, options);
         encoder.pool = pool;
-        encoder.warnings.extend(warnings);
+        encoder.warnings.extend_from_slice(&warnings);
+        encoder.of_weights = warnings;
         Ok(encoder)
+    }
+
+    /// As [`Encoder::load`], without tower and projector: for [`Encoder::place_into`] alone, in host memory. No weight of
+    /// theirs is read, and the device, threads and cache of `options` are of no use.
+    pub fn load_without_tower(checkpoint: &Checkpoint, planner: Planner, options: EncoderOptions) -> Self {
+        let embedding = checkpoint.embedding().with_policy(options.range_policy);
+        Self::on(Box::new(placer::Placer::new(embedding)), checkpoint, planner, options)
     }
 
     /// Joins the parts, on a backend that holds the checkpoint's weights.
@@ -200,15 +224,17 @@ impl Encoder {
         fingerprint: &str,
         options: EncoderOptions,
     ) -> Self {
-        let EncoderOptions { decode, resample, .. } = options;
+        let EncoderOptions { decode, resample, feature_cache, .. } = options;
         Self {
             planner,
             backend,
             pool: None,
             decode,
             resample,
+            cache: feature_cache,
             fingerprint: fingerprint.into(),
             warnings: vec![],
+            of_weights: vec![],
         }
     }
 
@@ -317,7 +343,10 @@ impl Encoder {
         let packed = plan.into();
         check_image_count(&packed, images.len())?;
         let mut observer = Observer { progress: Some(progress), trace: None };
-        self.fill(&packed, images, &[], sequence, &mut observer)
+        match self.cache {
+            Some(_) => self.fill_by_pixels(&packed, images, sequence, &mut observer),
+            None => self.fill(&packed, images, &[], sequence, &mut observer),
+        }
     }
 
     /// Encodes images and keeps their features, to be placed later by [`Encoder::place_into`].
@@ -325,7 +354,20 @@ impl Encoder {
     /// # Errors
     /// [`Error::Image`] naming the first image that cannot be used.
     pub fn features(&self, images: &[ImageSource<'_>]) -> Result<Vec<Features>> {
-        self.encode_features(images, &mut Observer::default())
+        match self.cache {
+            Some(_) => Ok(self.feature_set(images, &mut |_| ())?.0.features().to_vec()),
+            None => Ok(self.encode_features(images, &mut Observer::default())?.0),
+        }
+    }
+
+    /// Reads a features file that this checkpoint made by this encoder's rules, to be placed by [`Encoder::place_into`].
+    ///
+    /// # Errors
+    /// As [`FeatureFile::open`], [`FeatureFile::check`] and [`FeatureFile::read`].
+    pub fn read_features(&self, path: impl AsRef<Path>) -> Result<Vec<Features>> {
+        let file = FeatureFile::open(path)?;
+        file.check(self.fingerprint(), self.config(), &self.preprocessing())?;
+        file.read()
     }
 
     /// Fills a sequence, or a packing of several, from features kept from earlier calls: no image is encoded.
@@ -365,7 +407,7 @@ impl Encoder {
     ) -> Result<Features> {
         let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
         let mut observer = Observer { progress: None, trace: Some(&mut show) };
-        let mut features = self.encode_features(std::slice::from_ref(image), &mut observer)?;
+        let (mut features, _) = self.encode_features(std::slice::from_ref(image), &mut observer)?;
         features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
     }
 
@@ -374,13 +416,14 @@ impl Encoder {
         &self,
         images: &[ImageSource<'_>],
         observer: &mut Observer<'_>,
-    ) -> Result<Vec<Features>> {
+    ) -> Result<(Vec<Features>, Work)> {
         let (patches, hidden) = (self.config().patches, self.config().hidden_size);
         let mut kept: Vec<Vec<f16>> = images.iter().map(|_| vec![f16::ZERO; patches * hidden]).collect();
         let targets = kept.iter_mut().map(|rows| vec![RowsMut::new(rows, hidden, hidden)]).collect();
         let job = Job { texts: vec![], kept: vec![], pictures: self.pictures(images), targets };
-        self.install(|| self.backend.fill(job, observer))?;
-        Ok(kept.into_iter().map(|rows| Features::new(rows, hidden, self.fingerprint.clone())).collect())
+        let work = self.install(|| self.backend.fill(job, observer))?;
+        let made = |rows| Features::new(rows, hidden, self.fingerprint.clone());
+        Ok((kept.into_iter().map(made).collect(), work))
     }
 
     /// Fills a packing from images, or, where there are some, from kept features. A buffer of ours that a

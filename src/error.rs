@@ -84,6 +84,17 @@ pub enum Error {
         remedy: String,
     },
 
+    /// A file of features that cannot be used.
+    #[error("{}: {problem}. {remedy}", path.display())]
+    Features {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or what does not fit.
+        problem: String,
+        /// What to do next.
+        remedy: String,
+    },
+
     /// A checkpoint directory or one of its files that cannot be used.
     #[error("{}: {problem}. {remedy}", path.display())]
     Checkpoint {
@@ -193,7 +204,8 @@ impl Error {
             | Self::Read { .. }
             | Self::MarkerCount(_)
             | Self::SequenceTooLong { .. }
-            | Self::Image { .. } => Category::Input,
+            | Self::Image { .. }
+            | Self::Features { .. } => Category::Input,
             Self::Checkpoint { .. } | Self::DType { .. } | Self::ValueOutOfRange { .. } => {
                 Category::Checkpoint
             }

@@ -28,9 +28,9 @@
 //! | [`backend`] | the waist: what is asked of a device |
 //! | [`cpu`] | the answer in plain Rust: the embedded default, and the oracle of every other |
 //! | `cuda` | the answer of NVIDIA GPUs, in kernels of its own: launchers named as the files of `kernels/` |
-//! | [`features`] | one image's rows as a value |
+//! | [`output`] | files that appear whole; sequences to files |
+//! | [`features`] | one image's rows as a value, in a file, in a cache |
 //! | [`encoder`] | the façade |
-//! | [`output`] | sequences to files |
 //! | [`synth`] | random checkpoints in the upstream layout |
 //!
 //! # Invariants

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     cli::log_to_stderr(args.verbose);
     cli::finish(|| match &args.command {
         cli::Command::Encode(args) => cli::encode::run(args),
+        cli::Command::Features(args) => cli::features::run(args),
         cli::Command::Plan(args) => cli::plan::run(args),
         cli::Command::Preprocess(args) => cli::preprocess::run(args),
         cli::Command::Inspect(args) => cli::inspect::run(args),

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One warning. [`fmt::Display`] gives the sentence a user reads; `kind` is what a program matches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Warning {
     /// What it is about.
@@ -15,7 +15,7 @@ pub struct Warning {
 }
 
 /// The kinds of [`Warning`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WarningKind {
@@ -35,6 +35,8 @@ pub enum WarningKind {
     ControlTokens,
     /// Something about the checkpoint: values saturated, became subnormal or zero, optional parts missing.
     Checkpoint,
+    /// The feature cache could not keep something; the result is what it would be without a cache.
+    FeatureCache,
 }
 
 impl Warning {

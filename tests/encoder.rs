@@ -1,12 +1,15 @@
 //! The library as its users call it: one sequence, many, staged, in their memory, from many threads.
 
 use half::f16;
+use imagehere::checkpoint::Checkpoint;
 use imagehere::encoder::{Encoder, EncoderOptions};
+use imagehere::features::FeatureCache;
 use imagehere::image::{ImageSource, RgbImage};
 use imagehere::packing::PackedPlan;
-use imagehere::prompt::{Meta, Request, SequencePlan};
+use imagehere::prompt::{Meta, Planner, Request, SequencePlan};
 use imagehere::sequence::SequenceBuffer;
 use imagehere::synth::{self, Preset, SynthOptions};
+use imagehere::tokenizer::Tokenizer;
 use imagehere::{Category, Error};
 
 /// A tiny checkpoint in a folder that goes away with it.
@@ -287,4 +290,96 @@ fn progress_runs_from_little_to_one() {
 fn an_encoder_is_send_and_sync() {
     fn shared<T: Send + Sync>() {}
     shared::<Encoder>();
+}
+
+/// An encoder of the checkpoint with a cache beside it.
+fn open_cached(dir: &tempfile::TempDir) -> Encoder {
+    let cache = FeatureCache::open(dir.path().join("cache")).unwrap();
+    let options = EncoderOptions::new().feature_cache(cache);
+    Encoder::open_with(dir.path().join("model"), options).unwrap()
+}
+
+#[test]
+fn with_a_cache_every_call_gives_what_it_gives_without() {
+    let dir = checkpoint();
+    let (plain, cached) = (open(&dir), open_cached(&dir));
+    let pictures: Vec<RgbImage> = (0..3).map(picture).collect();
+    let images = [sources(&pictures), sources(&pictures[1..2])].concat(); // the second once more
+    let one = plain.plan(&request("<ImageHere>, <ImageHere>", 2)).unwrap();
+    let cut =
+        plain.plan(&request(&format!("{}<ImageHere>", "word ".repeat(1356)), 1).truncate(true)).unwrap();
+    assert!(cut.slots[0].len > 0 && cut.slots[0].len < plain.config().patches, "{:?}", cut.slots);
+    let mut packed = PackedPlan::new();
+    packed.push(&one, [3, 0]).unwrap();
+    packed.push(&cut, [2]).unwrap();
+    packed.push(&one, [1, 1]).unwrap();
+
+    let mut expected = SequenceBuffer::new();
+    plain.encode_into(&packed, &images, &mut expected).unwrap();
+    let (hidden, stride) = (plain.config().hidden_size, plain.config().hidden_size + 5);
+    for round in 0..2 {
+        let mut theirs = vec![f16::from_bits(0x5555); packed.total_len() * stride];
+        let mut sequence = SequenceBuffer::wrap(&mut theirs, stride);
+        let mut seen = Vec::new();
+        let watch = &mut |done| seen.push(done);
+        let report = cached.encode_watched(&packed, &images, &mut sequence, watch).unwrap();
+        let counts = (report.images_encoded, report.images_cached);
+        assert_eq!(counts, if round == 0 { (3, 0) } else { (0, 3) });
+        assert!(seen.is_sorted() && seen.last() == Some(&1.0), "{seen:?}");
+        sequence.verify().unwrap();
+        for i in 0..packed.total_len() {
+            assert_eq!(bits(sequence.row(i)), bits(expected.row(i)), "row {i}");
+        }
+        assert!(theirs.chunks(stride).all(|row| row[hidden..].iter().all(|x| x.to_bits() == 0x5555)));
+    }
+    for (one, other) in plain.features(&images).unwrap().iter().zip(cached.features(&images).unwrap()) {
+        assert_eq!(bits(one.as_slice()), bits(other.as_slice()));
+    }
+}
+
+#[test]
+fn with_a_cache_what_fails_writes_nothing_either() {
+    let dir = checkpoint();
+    let encoder = open_cached(&dir);
+    let plan = encoder.plan(&request("<ImageHere>, <ImageHere>", 2)).unwrap();
+    let good = picture(1);
+    let mut sequence = SequenceBuffer::new();
+    encoder.encode_into(&plan, &[good.view().into(), good.view().into()], &mut sequence).unwrap();
+    let images = [good.view().into(), ImageSource::from(&b"no image"[..])];
+    let error = encoder.encode_into(&plan, &images, &mut sequence).unwrap_err();
+    assert!(matches!(error, Error::Image { index: 1, .. }), "{error}");
+    assert!(sequence.verify().is_err(), "what was there before is not taken for this call's");
+    let mut short = vec![f16::from_bits(0x5555); 10];
+    let images = [good.view().into(), good.view().into()];
+    let error = encoder.encode_into(&plan, &images, &mut SequenceBuffer::wrap(&mut short, 5)).unwrap_err();
+    assert_eq!(error.category(), Category::Input, "{error}");
+    assert!(short.iter().all(|x| x.to_bits() == 0x5555));
+}
+
+#[test]
+fn an_encoder_without_tower_places_features_of_a_file() {
+    let dir = checkpoint();
+    let encoder = open(&dir);
+    let pictures = [picture(1), picture(2)];
+    let (set, report) = encoder.feature_set(&sources(&pictures), &mut |_| ()).unwrap();
+    assert_eq!(report.images_encoded, 2);
+    let path = dir.path().join("f.safetensors");
+    set.save(&path).unwrap();
+
+    let model = dir.path().join("model");
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let planner = Planner::new(Tokenizer::from_dir(&model).unwrap(), checkpoint.config().clone()).unwrap();
+    let placer = Encoder::load_without_tower(&checkpoint, planner, EncoderOptions::new());
+    let plan = placer.plan(&request("<ImageHere> or <ImageHere>?", 2)).unwrap();
+    let mut sequence = SequenceBuffer::new();
+    placer.place_into(&plan, &placer.read_features(&path).unwrap(), &mut sequence).unwrap();
+    sequence.verify().unwrap();
+    assert_eq!(bits(sequence.as_slice().unwrap()), bits(&encode(&encoder, &plan, &pictures)));
+
+    let error = placer.encode_into(&plan, &sources(&pictures), &mut sequence).unwrap_err();
+    assert!(error.to_string().contains("without tower"), "{error}");
+    assert!(sequence.verify().is_err());
+    assert_eq!(placer.features(&sources(&pictures)).unwrap_err().category(), Category::Input);
+    let none = encoder.feature_set(&[], &mut |_| ()).unwrap().0;
+    assert!(matches!(none.save(&path), Err(Error::Argument { .. })));
 }

@@ -20,6 +20,9 @@ Examples:
   imagehere encode --model DIR --request several.json --out-dir sequences
       encodes several sequences that share images, each image once
 
+  imagehere features --model DIR --image a.jpg b.jpg --out features.safetensors
+      keeps what the tower makes of images, for `encode --features`
+
   imagehere plan --model DIR --image a.jpg b.jpg --prompt '...'
       shows where each image will go, without running the model
 
@@ -53,7 +56,16 @@ pub enum Command {
     /// {"images": {"a": "a.jpg", ...}, "sequences": [{"name": "first", "prompt": "<ImageHere>?", "images": ["a"]},
     /// ...]}. A sequence may also have "meta_instruction" (null: none), "history", "raw" and "bos", as the options
     /// of these names. Paths are relative to the file; all other options hold for every sequence.
+    ///
+    /// With --features, the images are those of files that `imagehere features` wrote: nothing is decoded and no tower is
+    /// run. With --feature-cache, the tower is run for images that are not in a directory of features yet. The sequence is
+    /// the same, byte for byte.
     Encode(EncodeArgs),
+    /// Encode images once and keep their features, for `encode --features`
+    ///
+    /// The file holds `features` F16 [N,P,H]; in its metadata the checkpoint's fingerprint, how files became pixels, and
+    /// each image's name, SHA-256 of the pixels that the tower saw, and warnings. It appears whole or not at all.
+    Features(FeaturesArgs),
     /// Show the layout of the sequence without running the model
     ///
     /// Reads the tokenizer and the sizes of the model, no weights and no pixels.
@@ -98,6 +110,47 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "F.safetensors", required_unless_present = "request")]
     pub out: Option<PathBuf>,
 
+    /// Take the images from files that `imagehere features` wrote, in this order; the options of images must be those they
+    /// were made with. No tower is run, so that device and threads make no difference
+    #[arg(long, value_name = "F.safetensors", num_args = 1.., action = ArgAction::Append)]
+    #[arg(help_heading = "Features", conflicts_with_all = ["image", "request", "feature_cache"])]
+    pub features: Vec<PathBuf>,
+
+    /// Where and how to run.
+    #[command(flatten)]
+    pub running: RunningArgs,
+
+    /// Print one JSON object: layout, timings in seconds, peak memory in bytes, warnings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `imagehere features`
+#[derive(Debug, clap::Args)]
+pub struct FeaturesArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The images.
+    #[command(flatten)]
+    pub images: ImageArgs,
+
+    /// Where to write the features
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: PathBuf,
+
+    /// Where and how to run.
+    #[command(flatten)]
+    pub running: RunningArgs,
+
+    /// Print one JSON object: the images, timings in seconds, peak memory in bytes, warnings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where and how the tower is run.
+#[derive(Debug, clap::Args)]
+pub struct RunningArgs {
     /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
@@ -110,9 +163,14 @@ pub struct EncodeArgs {
     #[arg(long, help_heading = "Running")]
     pub saturate: bool,
 
-    /// Print one JSON object: layout, timings in seconds, peak memory in bytes, warnings
-    #[arg(long)]
-    pub json: bool,
+    /// Look for features in this directory before the tower is run, and keep new ones there; made if it does not exist.
+    /// They are found by checkpoint, device and pixels, whatever a file is called
+    #[arg(long, value_name = "DIR", help_heading = "Features")]
+    pub feature_cache: Option<PathBuf>,
+
+    /// The most that it holds; what was not used for longest goes first [default: 10GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "feature_cache", help_heading = "Features")]
+    pub feature_cache_size: Option<u64>,
 }
 
 /// `imagehere plan`
@@ -308,6 +366,29 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a size in bytes: `10GiB`, `500MB`, `4096`.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("TIB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let upper = text.to_ascii_uppercase();
+    let unit = UNITS.iter().find_map(|(name, bytes)| Some((upper.strip_suffix(name)?, *bytes)));
+    let (number, bytes) = unit.unwrap_or((&upper, 1));
+    match number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(bytes)) {
+        Some(0) => Err("it must be at least 1 byte".to_owned()),
+        Some(bytes) => Ok(bytes),
+        None => Err("give a whole number and a unit, as in 10GiB or 500MB".to_owned()),
+    }
+}
+
 /// Picks the value of a name, or says which names there are.
 fn pick<T: Clone>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
     let found = choices.iter().find(|(name, _)| *name == text);
@@ -343,4 +424,22 @@ fn format(text: &str) -> Result<Format, String> {
 
 fn dtype(text: &str) -> Result<DType, String> {
     pick(text, &[("bf16", DType::Bf16), ("f16", DType::F16), ("f32", DType::F32)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("1", 1), ("7B", 7), ("10GiB", 10 << 30), ("500MB", 500_000_000), ("2 kib", 2048)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "0GiB", "-1", "1.5GiB", "10G", "GiB", "99999999999TiB", "18446744073709551616"]
+        {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 }

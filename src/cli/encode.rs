@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 
 use imagehere::checkpoint::{Checkpoint, RangePolicy};
 use imagehere::encoder::{EncodeReport, Encoder, EncoderOptions};
+use imagehere::features::FeatureCache;
 use imagehere::image::{DecodeOptions, Resample};
 use imagehere::output::AtomicFile;
 use imagehere::output::safetensors::{SequenceRecord, write_sequence};
 use imagehere::prompt::{Planner, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
 use imagehere::tokenizer::Tokenizer;
-use imagehere::{Error, Result, Warning};
+use imagehere::{Error, Result, Warning, WarningKind};
 use serde_json::{Value, json};
 
-use super::args::{Compat, EncodeArgs, ImageArgs, PromptArgs};
+use super::args::{Compat, EncodeArgs, ImageArgs, PromptArgs, RunningArgs};
+use super::kept::Kept;
 use super::progress::Progress;
 use super::{argument, colour, inputs, json_line, several, show, warn};
 
@@ -26,6 +28,7 @@ pub struct Outcome {
     pub encoder: Encoder,
     pub names: Vec<String>,
     pub report: EncodeReport,
+    pub placed: usize, // images whose features came from files
     pub verified: VerifyReport,
     pub warnings: Vec<Warning>,
     pub open: Duration,
@@ -50,8 +53,12 @@ pub fn run(args: &EncodeArgs) -> Result<String> {
 /// Does the work, cheapest checks first: nothing is decoded before markers and limits are known to fit, no
 /// weight is converted before the target is known to be writable, nothing is written that is not complete.
 pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
+    if !args.features.is_empty() {
+        return place(args);
+    }
     let request = inputs::request(&args.prompt, &args.images)?;
-    let (decode, resample) = inputs::image_rules(&args.images)?;
+    let rules = inputs::image_rules(&args.images)?;
+    let cache = cache(&args.running)?;
     let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
     AtomicFile::check(&out)?;
 
@@ -61,11 +68,11 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let plan = planner.plan(&request)?;
     let mut open = opening.elapsed();
 
-    let images = inputs::sources(&args.images.image, &decode)?;
+    let images = inputs::sources(&args.images.image, &rules.0)?;
     let names: Vec<String> = images.iter().map(|image| image.name()).collect();
 
     let opening = Instant::now();
-    let encoder = load(args, &checkpoint, planner, decode, resample)?;
+    let encoder = load(&args.running, &checkpoint, planner, rules, cache)?;
     open += opening.elapsed();
 
     let mut sequence = SequenceBuffer::new();
@@ -73,32 +80,103 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
         let bar = Progress::bar("encoding");
         encoder.encode_watched(&plan, &images, &mut sequence, &mut |done| bar.set(done))?
     };
-    let verified = sequence.verify()?;
-    let mut warnings = plan.warnings.clone();
-    warnings.extend_from_slice(encoder.warnings());
-    warnings.extend_from_slice(&report.warnings);
+    let of_images = report.warnings.clone();
+    let done = Done { plan, encoder, names, report, open, placed: 0 };
+    done.write(args, &sequence, &[], &of_images, out)
+}
 
-    let writing = Instant::now();
-    let rows = sequence.as_slice().ok_or_else(|| Error::Internal("an owned buffer with gaps".to_owned()))?;
-    let record = SequenceRecord {
-        plan: &plan,
-        inputs_embeds: rows,
-        hidden: sequence.hidden(),
-        metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
-    };
-    let bytes = write_sequence(&out, &record)?;
-    let write = writing.elapsed();
-    Ok(Outcome { plan, encoder, names, report, verified, warnings, open, write, out, bytes })
+/// As [`encode`], from features that are there: nothing is decoded, no weight of the tower is read.
+fn place(args: &EncodeArgs) -> Result<Outcome> {
+    let kept = Kept::open(&args.features)?;
+    let request = inputs::request_of(&args.prompt, &args.images, kept.names())?;
+    let rules = inputs::image_rules(&args.images)?;
+    let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
+    AtomicFile::check(&out)?;
+
+    let opening = Instant::now();
+    let checkpoint = Checkpoint::open(&args.prompt.model)?;
+    kept.check(&checkpoint, &rules.0, rules.1)?;
+    let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
+    let plan = planner.plan(&request)?;
+    let encoder = Encoder::load_without_tower(&checkpoint, planner, options(&args.running, rules, None));
+    let open = opening.elapsed();
+
+    let placing = Instant::now();
+    let (names, of_weights, of_images) = (kept.names(), kept.of_weights(), kept.of_images());
+    let features = kept.read()?;
+    let mut sequence = SequenceBuffer::new();
+    encoder.place_into(&plan, &features, &mut sequence)?;
+    let mut report = EncodeReport::default();
+    report.encode = placing.elapsed();
+    let done = Done { plan, encoder, names, report, open, placed: features.len() };
+    done.write(args, &sequence, &of_weights, &of_images, out)
+}
+
+/// A sequence that is there and not yet written.
+struct Done {
+    plan: SequencePlan,
+    encoder: Encoder,
+    names: Vec<String>,
+    report: EncodeReport,
+    open: Duration,
+    placed: usize,
+}
+
+impl Done {
+    /// Checks the sequence and writes it, with all that is to be said about it.
+    fn write(
+        self,
+        args: &EncodeArgs,
+        sequence: &SequenceBuffer<'_>,
+        of_weights: &[Warning],
+        of_images: &[Warning],
+        out: PathBuf,
+    ) -> Result<Outcome> {
+        let Self { plan, encoder, names, report, open, placed } = self;
+        let verified = sequence.verify()?;
+        let warnings = [&plan.warnings, encoder.warnings(), of_weights, of_images].concat();
+
+        let writing = Instant::now();
+        let rows =
+            sequence.as_slice().ok_or_else(|| Error::Internal("an owned buffer with gaps".to_owned()))?;
+        let record = SequenceRecord {
+            plan: &plan,
+            inputs_embeds: rows,
+            hidden: sequence.hidden(),
+            metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
+        };
+        let bytes = write_sequence(&out, &record)?;
+        let write = writing.elapsed();
+        Ok(Outcome { plan, encoder, names, report, placed, verified, warnings, open, write, out, bytes })
+    }
 }
 
 /// Loads the weights where and how the options say.
 pub fn load(
-    args: &EncodeArgs,
+    args: &RunningArgs,
     checkpoint: &Checkpoint,
     planner: Planner,
-    decode: DecodeOptions,
-    resample: Resample,
+    rules: (DecodeOptions, Resample),
+    cache: Option<FeatureCache>,
 ) -> Result<Encoder> {
+    let _spinner = Progress::spinner("opening the checkpoint");
+    Encoder::load(checkpoint, planner, options(args, rules, cache))
+}
+
+/// Opens the cache that the options name, before anything else costs time.
+pub fn cache(args: &RunningArgs) -> Result<Option<FeatureCache>> {
+    let open = |dir: &PathBuf| {
+        let cache = FeatureCache::open(dir)?;
+        Ok(cache.with_size(args.feature_cache_size.unwrap_or(FeatureCache::DEFAULT_SIZE)))
+    };
+    args.feature_cache.as_ref().map(open).transpose()
+}
+
+fn options(
+    args: &RunningArgs,
+    (decode, resample): (DecodeOptions, Resample),
+    cache: Option<FeatureCache>,
+) -> EncoderOptions {
     let mut options = EncoderOptions::new().device(args.device).decode(decode).resample(resample);
     if let Some(threads) = args.threads {
         options = options.threads(threads);
@@ -106,30 +184,33 @@ pub fn load(
     if args.saturate {
         options = options.range_policy(RangePolicy::Saturate);
     }
-    let _spinner = Progress::spinner("opening the checkpoint");
-    Encoder::load(checkpoint, planner, options)
+    if let Some(cache) = cache {
+        options = options.feature_cache(cache);
+    }
+    options
 }
 
-/// What the file says about its making. Nothing in it depends on the machine, the time or the device.
-/// `prompt` holds what is the sequence's own.
+/// What the file says about its making. Nothing in it depends on the machine, the time, the device, or on what a cache
+/// took or not. `prompt` holds what is the sequence's own.
 pub fn metadata(
     prompt: &PromptArgs,
     args: &EncodeArgs,
     warnings: &[Warning],
     fingerprint: &str,
 ) -> BTreeMap<String, String> {
+    let warnings: Vec<_> = warnings.iter().filter(|w| w.kind != WarningKind::FeatureCache).collect();
     BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()), // row-major; some loaders ask for this key
         ("format_version".to_owned(), "1".to_owned()),
         ("version".to_owned(), format!("imagehere {}", imagehere::VERSION)),
-        ("options".to_owned(), options(prompt, &args.images, args.saturate).to_string()),
+        ("options".to_owned(), given(prompt, &args.images, args.running.saturate).to_string()),
         ("warnings".to_owned(), json!(warnings).to_string()),
         ("fingerprint".to_owned(), fingerprint.to_owned()),
     ])
 }
 
 /// The options that decide what is in a sequence, as they were given; null where they were not.
-fn options(prompt: &PromptArgs, images: &ImageArgs, saturate: bool) -> Value {
+fn given(prompt: &PromptArgs, images: &ImageArgs, saturate: bool) -> Value {
     json!({
         "meta_instruction": prompt.meta_instruction,
         "no_meta": prompt.no_meta,
@@ -152,6 +233,8 @@ impl Outcome {
         let mut object = show::layout_json(&self.plan, self.encoder.config(), &self.names);
         object["images"] = show::slots_json(&self.plan, &self.verified.slots, &self.names);
         object["images_encoded"] = json!(self.report.images_encoded);
+        object["images_cached"] = json!(self.report.images_cached);
+        object["images_placed"] = json!(self.placed);
         object["timings"] = show::timings_json(self.open, &self.report, self.write);
         object["peak_bytes"] = json!(show::peak_bytes());
         object["warnings"] = json!(self.warnings);
@@ -166,7 +249,7 @@ impl Outcome {
     pub fn table(&self) -> String {
         let mut out =
             show::layout(&self.plan, self.encoder.config(), &self.names, colour(&std::io::stdout()));
-        out += &show::costs(self.open, &self.report, self.write, &self.encoder.describe());
+        out += &show::costs(self.open, &self.report, self.placed, self.write, &self.encoder.describe());
         let _ = writeln!(out, "wrote {} ({})", self.out.display(), show::bytes(self.bytes));
         out
     }

@@ -16,6 +16,11 @@ const STDIN: &str = "-";
 
 /// Makes the request that the options describe. Reads prompt and history, no image.
 pub fn request(prompt: &PromptArgs, images: &ImageArgs) -> Result<Request> {
+    request_of(prompt, images, images.image.iter().map(|path| name(path)).collect())
+}
+
+/// As [`request`], for images of these names.
+pub fn request_of(prompt: &PromptArgs, images: &ImageArgs, names: Vec<String>) -> Result<Request> {
     refuse_contradictions(Some(prompt), images)?;
     let from_stdin = |path: &PathBuf| path.as_os_str() == STDIN;
     if prompt.prompt_file.as_ref().is_some_and(from_stdin) && images.image.iter().any(from_stdin) {
@@ -30,7 +35,6 @@ pub fn request(prompt: &PromptArgs, images: &ImageArgs) -> Result<Request> {
         (None, None) => return Err(argument("there is no prompt", "Give `--prompt` or `--prompt-file`")),
     };
     let history = prompt.history.as_deref().map_or(Ok(Vec::new()), history)?;
-    let names = images.image.iter().map(|path| name(path)).collect();
     assemble(prompt, images, query, history, names)
 }
 

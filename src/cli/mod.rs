@@ -5,7 +5,8 @@
 //! | [`args`] | the commands and their options: a contract, others script it |
 //! | [`inputs`] | options to a request and images |
 //! | [`request`] | the file of `--request`: images, and the sequences that share them |
-//! | [`encode`], [`several`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
+//! | [`kept`] | the files of `--features` |
+//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
 //!
@@ -21,8 +22,10 @@ use imagehere::{Category, Error, Result, Warning};
 mod args;
 pub mod demo;
 pub mod encode;
+pub mod features;
 pub mod inputs;
 pub mod inspect;
+mod kept;
 pub mod plan;
 pub mod preprocess;
 mod progress;

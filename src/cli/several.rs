@@ -49,7 +49,8 @@ struct Outcome<'r> {
 /// Runs the command.
 pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let requests = request::read(file)?;
-    let (decode, resample) = inputs::image_rules(&args.images)?;
+    let rules = inputs::image_rules(&args.images)?;
+    let cache = encode::cache(&args.running)?;
 
     let opening = Instant::now();
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
@@ -67,7 +68,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let targets: Vec<PathBuf> = requests.sequences.iter().map(|sequence| dir.join(&sequence.file)).collect();
     targets.iter().try_for_each(AtomicFile::check)?;
 
-    let encoder = encode::load(args, &checkpoint, planner, decode, resample)?;
+    let encoder = encode::load(&args.running, &checkpoint, planner, rules, cache)?;
     let open = opening.elapsed();
     let images: Vec<ImageSource<'_>> = requests.images.iter().map(|image| (&image.path).into()).collect();
     let mut buffer = SequenceBuffer::new();
@@ -270,6 +271,7 @@ impl Outcome<'_> {
             "sequences": sequences,
             "images": images.collect::<Vec<_>>(),
             "images_encoded": self.report.images_encoded,
+            "images_cached": self.report.images_cached,
             "timings": show::timings_json(self.open, &self.report, self.write),
             "peak_bytes": show::peak_bytes(),
             "warnings": warnings,
@@ -293,8 +295,12 @@ impl Outcome<'_> {
         let count = show::count(self.plans.len(), "sequence");
         let encoded = show::count(self.report.images_encoded, "image");
         let slots = show::count(slots, "slot");
-        let _ = writeln!(out, "\n{count}, {positions} positions; {encoded} encoded for {slots}");
-        out += &show::costs(self.open, &self.report, self.write, &self.encoder.describe());
+        let cached = match self.report.images_cached {
+            0 => String::new(),
+            n => format!(", {n} found,"),
+        };
+        let _ = writeln!(out, "\n{count}, {positions} positions; {encoded} encoded{cached} for {slots}");
+        out += &show::costs(self.open, &self.report, 0, self.write, &self.encoder.describe());
         let files = show::count(self.files.len(), "file");
         let _ = writeln!(out, "wrote {files} to {} ({})", dir.display(), show::bytes(self.bytes()));
         out

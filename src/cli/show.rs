@@ -148,16 +148,23 @@ pub fn timings_json(open: Duration, report: &EncodeReport, write: Duration) -> V
     })
 }
 
-/// Two lines: the time that each step took; the device and the memory.
-pub fn costs(open: Duration, report: &EncodeReport, write: Duration, device: &str) -> String {
+/// Two lines: the time that each step took; the device and the memory. `placed` images came from files of features.
+pub fn costs(open: Duration, report: &EncodeReport, placed: usize, write: Duration, device: &str) -> String {
+    let mut images = count(report.images_encoded, "image");
+    for (n, whence) in [(report.images_cached, "from the cache"), (placed, "from features")] {
+        match (n, report.images_encoded) {
+            (0, _) => {}
+            (n, 0) => images = format!("{} {whence}", count(n, "image")),
+            (n, _) => images += &format!(", {n} {whence}"),
+        }
+    }
     let peak = peak_bytes().map_or(String::new(), |n| format!("; peak memory {}", bytes(n)));
     format!(
-        "\nopen {}, decode {}, resize {}, encode {} ({}), write {}\ndevice: {device}{peak}\n",
+        "\nopen {}, decode {}, resize {}, encode {} ({images}), write {}\ndevice: {device}{peak}\n",
         time(open),
         time(report.decode),
         time(report.resize),
         time(report.encode),
-        count(report.images_encoded, "image"),
         time(write),
     )
 }

@@ -1,8 +1,37 @@
-//! Features of one image as a value: kept, placed again and again, never encoded twice.
+//! Features of one image as a value: kept, placed again and again, never encoded twice; in a file, where another
+//! process finds them, and in a cache, by the pixels they were made of.
+//!
+//! | | what it is |
+//! |---|---|
+//! | [`Features`] | one image's rows `[P, H]`, in memory |
+//! | [`FeatureSet`] | those of several images, and what is known of these; saved as one file |
+//! | [`FeatureFile`] | such a file, opened: checked against a model before its rows are read |
+//! | [`FeatureCache`] | a directory of features by what the tower saw; bounded, shared by processes |
+//! | [`Preprocessing`] | the rules by which files became pixels |
+//!
+//! # Numerics
+//! Features of one image made on different devices (CPU instruction sets, GPU generations) differ by the rounding of
+//! fp16. A features file may be used on any device: its rows are placed bit by bit. A cache tells devices apart: the
+//! same command on the same machine makes the same bytes, whether or not the cache had the image.
 
 use std::sync::Arc;
 
 use half::f16;
+
+mod cache;
+mod file;
+mod format;
+mod preprocessing;
+
+pub use cache::FeatureCache;
+pub(crate) use cache::Key;
+pub use file::{FeatureFile, FeatureSet, ImageNote};
+pub use preprocessing::Preprocessing;
+
+/// The SHA-256 of pixels, in hexadecimal.
+pub(crate) fn pixel_digest(pixels: &[u8]) -> String {
+    format::sha256(pixels)
+}
 
 /// One image's features, shape `[P, H]`, row-major, tied to the checkpoint that made them.
 ///
