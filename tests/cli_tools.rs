@@ -132,6 +132,7 @@ fn help_teaches_and_version_tells() {
         "--prompt-file",
         "--image",
         "--out",
+        "--format",
         "--meta-instruction",
         "--no-meta",
         "--history",

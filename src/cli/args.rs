@@ -8,6 +8,8 @@ use imagehere::image::{Alpha, Exif, Resample};
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
 
+use super::sink::Sink;
+
 const EXAMPLES: &str = "\
 Examples:
   imagehere demo
@@ -44,10 +46,13 @@ pub struct Args {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Encode a prompt and its images into one sequence, and write it as safetensors
+    /// Encode a prompt and its images into one sequence, and write it as safetensors or npy
     ///
     /// The file holds `inputs_embeds` F16 [1,L,H], `im_mask` BOOL [1,L], `input_ids` I64 [1,L] with -1 in
     /// image rows, and `slots` I64 [N,2]: begin and end of each image. It appears whole or not at all.
+    ///
+    /// With --format npy it is a folder, which appears whole or not at all: a file for each of these (<f2, |b1, <i8),
+    /// each image's rows [P,H] once more in image_000.npy, ..., and metadata.json.
     ///
     /// With --request, a JSON file names images and the sequences that share them:
     /// {"images": {"a": "a.jpg", ...}, "sequences": [{"name": "first", "prompt": "<ImageHere>?", "images": ["a"]},
@@ -88,15 +93,19 @@ pub struct EncodeArgs {
     #[arg(conflicts_with_all = ["meta_instruction", "no_meta", "history", "raw", "bos"])]
     pub request: Option<PathBuf>,
 
-    /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; made if
-    /// it does not exist
+    /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; with
+    /// --format npy folders NAME, 000, 001, ...; made if it does not exist
     #[arg(long, value_name = "DIR", requires = "request", help_heading = "Several sequences")]
     #[arg(conflicts_with_all = ["prompt", "prompt_file", "image", "out"])]
     pub out_dir: Option<PathBuf>,
 
-    /// Where to write the sequence
+    /// Where to write the sequence: a file, or with --format npy a folder that is empty or does not exist yet
     #[arg(long, value_name = "F.safetensors", required_unless_present = "request")]
     pub out: Option<PathBuf>,
+
+    /// How to write it: one safetensors file, or a folder of NumPy arrays (npy)
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true)]
+    pub format: Sink,
 
     /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]

@@ -5,6 +5,7 @@
 //! | [`args`] | the commands and their options: a contract, others script it |
 //! | [`inputs`] | options to a request and images |
 //! | [`request`] | the file of `--request`: images, and the sequences that share them |
+//! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
 //! | [`encode`], [`several`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
@@ -29,6 +30,7 @@ mod progress;
 mod request;
 mod several;
 mod show;
+mod sink;
 pub mod synth;
 
 pub use args::{Args, Command};
