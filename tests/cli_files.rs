@@ -84,6 +84,16 @@ fn killed_at_any_moment(place: &Place, words: &support::Words, whole: impl Fn(&P
 }
 
 #[test]
+fn killed_at_any_moment_convert_leaves_a_checkpoint_that_opens_or_none() {
+    let place = Place::new();
+    let words = support::Words::new("convert").arg(place.path("model"));
+    killed_at_any_moment(&place, &words, |made| {
+        assert_eq!(names(made), ["config.json", "model.safetensors", "tokenizer.model"]);
+        imagehere::Encoder::open(made).unwrap();
+    });
+}
+
+#[test]
 fn killed_at_any_moment_encode_leaves_a_whole_folder_or_none() {
     let place = Place::new();
     let image = place.picture("a.png", 1);
@@ -111,6 +121,11 @@ fn without_room_nothing_is_left() {
     for format in ["bin", "safetensors"] {
         let message = with_little_room(&synth.clone().args(["--format", format])).mistake(&["Make room"]);
         assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    let convert = support::Words::new("convert").arg(place.path("model")).arg("--out").arg(place.path("m"));
+    for layout in ["upstream", "clip-vision"] {
+        let message = with_little_room(&convert.clone().args(["--layout", layout])).mistake(&["Make room"]);
+        assert!(message.contains(place.path("m/model.safetensors").to_str().unwrap()), "{message}");
     }
     let folder = place.on_model("encode", "<ImageHere>").arg("--image").arg(&image).args(["--format", "npy"]);
     let message = with_little_room(&folder.arg("--out").arg(place.path("f"))).mistake(&["Make room"]);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use imagehere::backend::Device;
+use imagehere::convert::Layout;
 use imagehere::image::{Alpha, Exif, Resample};
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
@@ -67,6 +68,16 @@ pub enum Command {
     Preprocess(PreprocessArgs),
     /// Say what a checkpoint directory holds: sizes, dtypes, shards, ranges of values
     Inspect(InspectArgs),
+    /// Write what encoding needs of a checkpoint as fp16 safetensors
+    ///
+    /// Tower, projector and token embedding of any checkpoint that can be read, with config.json and the
+    /// tokenizer: a directory that every command takes as a checkpoint, and that encodes to the same bits. It
+    /// appears whole or not at all.
+    ///
+    /// --layout upstream keeps the published model's names. --layout clip-vision is for transformers and torch:
+    /// `CLIPVisionModel.from_pretrained(DIR)` loads the tower, and projector.safetensors and
+    /// token_embedding.safetensors are state dicts of a Sequential(Linear, GELU, Linear) and an Embedding.
+    Convert(ConvertArgs),
     /// Make a random checkpoint in the upstream layout, for tests and measurements
     ///
     /// Names, shapes and formats are those of the published model; the values are noise, the same for the
@@ -264,6 +275,30 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+/// `imagehere convert`
+#[derive(Debug, clap::Args)]
+pub struct ConvertArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// The directory to write to, which is empty or does not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Whose names the tensors get: upstream, as every command reads them, or clip-vision, for transformers
+    #[arg(long, value_name = "LAYOUT", default_value = "upstream", value_parser = layout)]
+    pub layout: Layout,
+
+    /// Clamp weights beyond fp16's 65504 and count them, instead of refusing the checkpoint
+    #[arg(long)]
+    pub saturate: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `imagehere synth`
 #[derive(Debug, clap::Args)]
 pub struct SynthArgs {
@@ -348,6 +383,10 @@ fn preset(text: &str) -> Result<Preset, String> {
 
 fn format(text: &str) -> Result<Format, String> {
     pick(text, &[("bin", Format::Bin), ("safetensors", Format::Safetensors)])
+}
+
+fn layout(text: &str) -> Result<Layout, String> {
+    pick(text, &[("upstream", Layout::Upstream), ("clip-vision", Layout::ClipVision)])
 }
 
 fn dtype(text: &str) -> Result<DType, String> {

@@ -6,7 +6,7 @@
 //! | [`inputs`] | options to a request and images |
 //! | [`request`] | the file of `--request`: images, and the sequences that share them |
 //! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
-//! | [`encode`], [`several`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
+//! | [`encode`], [`several`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`synth`], [`demo`] | the commands |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
 //!
@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use imagehere::{Category, Error, Result, Warning};
 
 mod args;
+pub mod convert;
 pub mod demo;
 pub mod encode;
 pub mod inputs;

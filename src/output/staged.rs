@@ -93,6 +93,11 @@ impl StagedDir {
         AtomicFile::create_as(self.asked.join(name), &self.hidden.path().join(name))
     }
 
+    /// Returns where the files are until the directory has its name.
+    pub(crate) fn path(&self) -> &Path {
+        self.hidden.path()
+    }
+
     /// Gives the directory its name, with all files that were committed; they are on the disk by then.
     ///
     /// # Errors
