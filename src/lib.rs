@@ -31,6 +31,7 @@
 //! | [`output`] | files that appear whole; sequences to files |
 //! | [`features`] | one image's rows as a value, in a file, in a cache |
 //! | [`encoder`] | the façade |
+//! | [`convert`] | what encoding needs of a checkpoint, as fp16 safetensors |
 //! | [`synth`] | random checkpoints in the upstream layout |
 //!
 //! # Invariants
@@ -59,6 +60,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

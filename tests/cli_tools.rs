@@ -122,7 +122,9 @@ fn the_demo_runs_from_nothing_and_again() {
 #[test]
 fn help_teaches_and_version_tells() {
     let text = imagehere(["--help"]).ok();
-    for part in ["encode", "plan", "preprocess", "inspect", "synth", "demo", "Examples:", "Exit status"] {
+    for part in
+        ["encode", "plan", "preprocess", "inspect", "convert", "synth", "demo", "Examples:", "Exit status"]
+    {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     let text = imagehere(["encode", "--help"]).ok();
@@ -132,6 +134,7 @@ fn help_teaches_and_version_tells() {
         "--prompt-file",
         "--image",
         "--out",
+        "--format",
         "--meta-instruction",
         "--no-meta",
         "--history",

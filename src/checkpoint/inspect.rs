@@ -11,7 +11,7 @@ use super::convert::ValueStats;
 use super::dtype::Format;
 use super::names;
 use super::printable;
-use super::report::{GroupStats, Groups};
+use super::report::{GroupStats, Groups, table};
 use super::shard::Shard;
 use super::tensor::Tensor;
 use super::{Checkpoint, refuse_expansion, refuse_quantised, total_len};
@@ -243,28 +243,8 @@ impl fmt::Display for CheckpointReport {
             )?;
         }
 
-        let width = self.groups.iter().map(|group| group.name.len()).max().unwrap_or(0).max(5);
-        writeln!(
-            f,
-            "\n{:width$}  {:>7}  {:>13}  {:>8}  {:>11}  {:>11}  {:>9}  {:>9}",
-            "group", "tensors", "values", "dtype", "largest", "subnormal", "zeroed", "too large"
-        )?;
-        for GroupStats { name, tensors, dtypes, stats, .. } in &self.groups {
-            let dtypes: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).collect();
-            let beyond = match stats.nan {
-                0 => stats.out_of_range.to_string(),
-                nan => format!("{}+{nan}NaN", stats.out_of_range),
-            };
-            writeln!(
-                f,
-                "{name:width$}  {tensors:>7}  {:>13}  {:>8}  {:>11.4e}  {:>11}  {:>9}  {beyond:>9}",
-                stats.elements,
-                dtypes.join(","),
-                stats.largest,
-                stats.subnormal,
-                stats.zeroed,
-            )?;
-        }
+        writeln!(f)?;
+        table(&self.groups, f)?;
         for UnreadTensor { name, dtype, shape } in &self.unread {
             writeln!(f, "not read: {name} {shape:?} of dtype {dtype}")?;
         }

@@ -34,7 +34,7 @@ mod index;
 mod inspect;
 mod load;
 mod mapped;
-mod names;
+pub(crate) mod names;
 mod pickle;
 mod report;
 mod safetensors;
@@ -57,7 +57,6 @@ use self::fingerprint::Seed;
 use self::index::{ConfigFile, FileLayout, WeightFiles};
 pub use self::inspect::{CheckpointReport, ShardReport, UnreadTensor};
 pub use self::report::{ConversionReport, GroupStats};
-#[cfg(feature = "cuda")]
 pub(crate) use self::report::{Groups, conversion_report};
 use self::shard::Shard;
 pub(crate) use self::tensor::Tensor;
@@ -66,6 +65,8 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::warning::{Warning, WarningKind};
 
+/// The longest file beside the weights that is read, in bytes.
+const MAX_BESIDE: u64 = 256 << 20;
 const QUANTISED_REMEDY: &str = "Use the original checkpoint in bf16, f16 or f32";
 /// Tensors may take this many times the bytes of the files that hold them, as fp16 …
 const MAX_EXPANSION: usize = 4;
@@ -217,6 +218,36 @@ impl Checkpoint {
     /// [`EmbeddingTable::with_policy`].
     pub fn embedding(&self) -> EmbeddingTable {
         EmbeddingTable::new(self.tensors[names::TOKEN_EMBEDDING].clone())
+    }
+
+    /// Returns the needed tensors, in the order of the data's journey.
+    pub(crate) fn needed(&self) -> Vec<&Tensor> {
+        let needed = names::needed(self.config.layers);
+        needed.iter().filter_map(|(name, _)| self.tensors.get(name)).collect()
+    }
+
+    /// Returns a tensor that is not needed, if it is there.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], about this tensor and its file.
+    pub(crate) fn optional(&self, name: &str) -> Result<Option<Tensor>> {
+        let open = self.shards.iter().find(|shard| shard.table().contains_key(name));
+        if let Some(shard) = open {
+            return shard.tensor(name).map(Some);
+        }
+        let path = self.index.iter().flatten().find(|(listed, _)| *listed == name);
+        let path = path.map(|(_, file)| self.dir.join(file)).filter(|path| path.exists());
+        path.map(|path| Shard::open(&path, self.format)?.tensor(name)).transpose()
+    }
+
+    /// Reads a small file of the directory whole; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it is there and cannot be read, is empty, or is a git-lfs pointer.
+    pub(crate) fn file_beside(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.dir.join(name);
+        // A link counts even where it leads nowhere: opening it then says so.
+        path.symlink_metadata().is_ok().then(|| mapped::read_small(&path, MAX_BESIDE)).transpose()
     }
 
     /// Reads the needed tensors, or `all` that are there, and reports what was found.

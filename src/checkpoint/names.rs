@@ -18,8 +18,10 @@ const TOWER_PREFIX: &str = "vit.vision_tower.vision_model.";
 /// Where its blocks live, followed by their number.
 const LAYERS_PREFIX: &str = "vit.vision_tower.vision_model.encoder.layers.";
 /// Where the projector's tensors live.
-const PROJECTOR_PREFIX: &str = "vision_proj.";
-/// The token embedding table.
+pub(crate) const PROJECTOR_PREFIX: &str = "vision_proj.";
+/// Where the token embedding table lives.
+pub(crate) const EMBEDDING_PREFIX: &str = "model.tok_embeddings.";
+/// The table itself.
 pub(crate) const TOKEN_EMBEDDING: &str = "model.tok_embeddings.weight";
 
 /// A letter in a shape.

@@ -1,5 +1,7 @@
 //! What fp16 does to a checkpoint's values, by group of tensors.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::convert::{RangePolicy, ValueStats};
@@ -29,7 +31,7 @@ pub struct GroupStats {
     pub stats: ValueStats,
 }
 
-/// What converting tower and projector did to their values.
+/// What converting weights did to their values. [`fmt::Display`] gives the table of groups.
 ///
 /// A GPU that converts looks for what does not fit alone: where it cut nothing, neither what became subnormal or
 /// zero nor the largest magnitude is counted. [`Checkpoint::inspect`](super::Checkpoint::inspect) has all of these.
@@ -129,6 +131,40 @@ fn group_of(name: &str) -> String {
         }
     }
     parts.join(".")
+}
+
+/// Writes groups as the table that a user reads.
+pub(crate) fn table(groups: &[GroupStats], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let width = groups.iter().map(|group| group.name.len()).max().unwrap_or(0).max(5);
+    writeln!(
+        f,
+        "{:width$}  {:>7}  {:>13}  {:>8}  {:>11}  {:>11}  {:>9}  {:>9}",
+        "group", "tensors", "values", "dtype", "largest", "subnormal", "zeroed", "too large"
+    )?;
+    for GroupStats { name, tensors, dtypes, stats, .. } in groups {
+        let dtypes: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).collect();
+        let beyond = match stats.nan {
+            0 => stats.out_of_range.to_string(),
+            nan => format!("{}+{nan}NaN", stats.out_of_range),
+        };
+        writeln!(
+            f,
+            "{name:width$}  {tensors:>7}  {:>13}  {:>8}  {:>11.4e}  {:>11}  {:>9}  {beyond:>9}",
+            stats.elements,
+            dtypes.join(","),
+            stats.largest,
+            stats.subnormal,
+            stats.zeroed,
+        )?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for ConversionReport {
+    /// The table of groups.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        table(&self.groups, f)
+    }
 }
 
 /// Makes the report of a conversion, after its policy had its say.

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use imagehere::backend::Device;
+use imagehere::convert::Layout;
 use imagehere::image::{Alpha, Exif, Resample};
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
+
+use super::sink::Sink;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,10 +50,13 @@ pub struct Args {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Encode a prompt and its images into one sequence, and write it as safetensors
+    /// Encode a prompt and its images into one sequence, and write it as safetensors or npy
     ///
     /// The file holds `inputs_embeds` F16 [1,L,H], `im_mask` BOOL [1,L], `input_ids` I64 [1,L] with -1 in
     /// image rows, and `slots` I64 [N,2]: begin and end of each image. It appears whole or not at all.
+    ///
+    /// With --format npy it is a folder, which appears whole or not at all: a file for each of these (<f2, |b1, <i8),
+    /// each image's rows [P,H] once more in image_000.npy, ..., and metadata.json.
     ///
     /// With --request, a JSON file names images and the sequences that share them:
     /// {"images": {"a": "a.jpg", ...}, "sequences": [{"name": "first", "prompt": "<ImageHere>?", "images": ["a"]},
@@ -74,6 +80,16 @@ pub enum Command {
     Preprocess(PreprocessArgs),
     /// Say what a checkpoint directory holds: sizes, dtypes, shards, ranges of values
     Inspect(InspectArgs),
+    /// Write what encoding needs of a checkpoint as fp16 safetensors
+    ///
+    /// Tower, projector and token embedding of any checkpoint that can be read, with config.json and the
+    /// tokenizer: a directory that every command takes as a checkpoint, and that encodes to the same bits. It
+    /// appears whole or not at all.
+    ///
+    /// --layout upstream keeps the published model's names. --layout clip-vision is for transformers and torch:
+    /// `CLIPVisionModel.from_pretrained(DIR)` loads the tower, and projector.safetensors and
+    /// token_embedding.safetensors are state dicts of a Sequential(Linear, GELU, Linear) and an Embedding.
+    Convert(ConvertArgs),
     /// Make a random checkpoint in the upstream layout, for tests and measurements
     ///
     /// Names, shapes and formats are those of the published model; the values are noise, the same for the
@@ -100,15 +116,19 @@ pub struct EncodeArgs {
     #[arg(conflicts_with_all = ["meta_instruction", "no_meta", "history", "raw", "bos"])]
     pub request: Option<PathBuf>,
 
-    /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; made if
-    /// it does not exist
+    /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; with
+    /// --format npy folders NAME, 000, 001, ...; made if it does not exist
     #[arg(long, value_name = "DIR", requires = "request", help_heading = "Several sequences")]
     #[arg(conflicts_with_all = ["prompt", "prompt_file", "image", "out"])]
     pub out_dir: Option<PathBuf>,
 
-    /// Where to write the sequence
+    /// Where to write the sequence: a file, or with --format npy a folder that is empty or does not exist yet
     #[arg(long, value_name = "F.safetensors", required_unless_present = "request")]
     pub out: Option<PathBuf>,
+
+    /// How to write it: one safetensors file, or a folder of NumPy arrays (npy)
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true)]
+    pub format: Sink,
 
     /// Take the images from files that `imagehere features` wrote, in this order; the options of images must be those they
     /// were made with. No tower is run, so that device and threads make no difference
@@ -313,6 +333,30 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+/// `imagehere convert`
+#[derive(Debug, clap::Args)]
+pub struct ConvertArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// The directory to write to, which is empty or does not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Whose names the tensors get: upstream, as every command reads them, or clip-vision, for transformers
+    #[arg(long, value_name = "LAYOUT", default_value = "upstream", value_parser = layout)]
+    pub layout: Layout,
+
+    /// Clamp weights beyond fp16's 65504 and count them, instead of refusing the checkpoint
+    #[arg(long)]
+    pub saturate: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `imagehere synth`
 #[derive(Debug, clap::Args)]
 pub struct SynthArgs {
@@ -420,6 +464,10 @@ fn preset(text: &str) -> Result<Preset, String> {
 
 fn format(text: &str) -> Result<Format, String> {
     pick(text, &[("bin", Format::Bin), ("safetensors", Format::Safetensors)])
+}
+
+fn layout(text: &str) -> Result<Layout, String> {
+    pick(text, &[("upstream", Layout::Upstream), ("clip-vision", Layout::ClipVision)])
 }
 
 fn dtype(text: &str) -> Result<DType, String> {

@@ -9,8 +9,7 @@ use imagehere::checkpoint::{Checkpoint, RangePolicy};
 use imagehere::encoder::{EncodeReport, Encoder, EncoderOptions};
 use imagehere::features::FeatureCache;
 use imagehere::image::{DecodeOptions, Resample};
-use imagehere::output::AtomicFile;
-use imagehere::output::safetensors::{SequenceRecord, write_sequence};
+use imagehere::output::safetensors::SequenceRecord;
 use imagehere::prompt::{Planner, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
 use imagehere::tokenizer::Tokenizer;
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 use super::args::{Compat, EncodeArgs, ImageArgs, PromptArgs, RunningArgs};
 use super::kept::Kept;
 use super::progress::Progress;
+use super::sink::Sink;
 use super::{argument, colour, inputs, json_line, several, show, warn};
 
 /// What an encode did, for table and JSON.
@@ -33,6 +33,7 @@ pub struct Outcome {
     pub warnings: Vec<Warning>,
     pub open: Duration,
     pub write: Duration,
+    pub format: Sink,
     pub out: PathBuf,
     pub bytes: u64,
 }
@@ -60,7 +61,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let rules = inputs::image_rules(&args.images)?;
     let cache = cache(&args.running)?;
     let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
-    AtomicFile::check(&out)?;
+    args.format.check(&out)?;
 
     let opening = Instant::now();
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
@@ -91,7 +92,7 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     let request = inputs::request_of(&args.prompt, &args.images, kept.names())?;
     let rules = inputs::image_rules(&args.images)?;
     let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
-    AtomicFile::check(&out)?;
+    args.format.check(&out)?;
 
     let opening = Instant::now();
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
@@ -145,9 +146,24 @@ impl Done {
             hidden: sequence.hidden(),
             metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
         };
-        let bytes = write_sequence(&out, &record)?;
+        let (pending, bytes) = args.format.stage(&out, &record)?;
+        pending.commit()?;
         let write = writing.elapsed();
-        Ok(Outcome { plan, encoder, names, report, placed, verified, warnings, open, write, out, bytes })
+        let format = args.format;
+        Ok(Outcome {
+            plan,
+            encoder,
+            names,
+            report,
+            placed,
+            verified,
+            warnings,
+            open,
+            write,
+            format,
+            out,
+            bytes,
+        })
     }
 }
 
@@ -240,6 +256,7 @@ impl Outcome {
         object["warnings"] = json!(self.warnings);
         object["device"] = json!(self.encoder.describe());
         object["fingerprint"] = json!(self.encoder.fingerprint());
+        object["format"] = json!(self.format.name());
         object["out"] = json!(self.out.to_string_lossy());
         object["bytes"] = json!(self.bytes);
         object

@@ -6,7 +6,8 @@
 //! | [`inputs`] | options to a request and images |
 //! | [`request`] | the file of `--request`: images, and the sequences that share them |
 //! | [`kept`] | the files of `--features` |
-//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`synth`], [`demo`] | the commands |
+//! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
+//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`synth`], [`demo`] | the commands |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
 //!
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use imagehere::{Category, Error, Result, Warning};
 
 mod args;
+pub mod convert;
 pub mod demo;
 pub mod encode;
 pub mod features;
@@ -32,6 +34,7 @@ mod progress;
 mod request;
 mod several;
 mod show;
+mod sink;
 pub mod synth;
 
 pub use args::{Args, Command};

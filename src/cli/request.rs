@@ -55,7 +55,7 @@ pub struct Picture {
 pub struct Sequence {
     /// What messages call it: `sequence 1 ("left")`.
     pub label: String,
-    /// The name of its file.
+    /// The name of its file, or folder.
     pub file: String,
     /// For each of its images, the index among [`Requests::images`].
     pub images: Vec<usize>,
@@ -125,8 +125,8 @@ impl Entry {
     }
 }
 
-/// Reads a request and checks all that can be checked without a model.
-pub fn read(path: &Path) -> Result<Requests> {
+/// Reads a request and checks all that can be checked without a model. `ending` is that of the sequences' files.
+pub fn read(path: &Path, ending: &str) -> Result<Requests> {
     let bytes = bytes(path)?;
     let Object(document) = serde_json::from_slice::<Object<Document>>(&bytes).map_err(|e| {
         argument(
@@ -135,7 +135,7 @@ pub fn read(path: &Path) -> Result<Requests> {
              [\"a\"]}, ...]}",
         )
     })?;
-    check(document, path)
+    check(document, path, ending)
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {
@@ -152,7 +152,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn check(document: Document, path: &Path) -> Result<Requests> {
+fn check(document: Document, path: &Path, ending: &str) -> Result<Requests> {
     let (Named(images), Entries(entries)) = (document.images, document.sequences);
     if entries.is_empty() {
         return Err(argument(
@@ -189,7 +189,8 @@ fn check(document: Document, path: &Path) -> Result<Requests> {
                     .to_owned(),
             ));
         }
-        let (file, key) = (file(place, entry), file(place, entry).to_lowercase());
+        let file = file(place, entry, ending);
+        let key = file.to_lowercase();
         if let Some(other) = taken.get(&key) {
             return Err(inside(
                 format!("its file would be {file}, and so would that of {other}"),
@@ -210,7 +211,7 @@ fn check(document: Document, path: &Path) -> Result<Requests> {
     let places: HashMap<&str, usize> = images.iter().map(|(name, _)| name.as_str()).zip(0..).collect();
     let sequences = entries.into_iter().enumerate().map(|(place, entry)| Sequence {
         label: label(place, &entry),
-        file: file(place, &entry),
+        file: file(place, &entry, ending),
         images: entry.images.iter().filter_map(|name| places.get(name.as_str()).copied()).collect(),
         entry,
     });
@@ -236,10 +237,10 @@ fn label(place: usize, entry: &Entry) -> String {
     }
 }
 
-fn file(place: usize, entry: &Entry) -> String {
+fn file(place: usize, entry: &Entry, ending: &str) -> String {
     match &entry.name {
-        Some(name) => format!("{name}.safetensors"),
-        None => format!("{place:03}.safetensors"),
+        Some(name) => format!("{name}{ending}"),
+        None => format!("{place:03}{ending}"),
     }
 }
 

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! One packing of all sequences goes through one call of the encoder; each file is a run of its rows. All are written
-//! before the first is named; every file is whole or not there, but who kills the program between two names has some
-//! of them.
+//! before the first is named; every file, or folder of arrays, is whole or not there, but who kills the program between
+//! two names has some of them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 use imagehere::checkpoint::Checkpoint;
 use imagehere::encoder::{EncodeReport, Encoder};
 use imagehere::image::ImageSource;
-use imagehere::output::AtomicFile;
-use imagehere::output::safetensors::{SequenceRecord, stage_sequence};
+use imagehere::output::safetensors::SequenceRecord;
 use imagehere::packing::PackedPlan;
 use imagehere::prompt::{Planner, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
@@ -28,6 +27,7 @@ use serde_json::{Value, json};
 use super::args::EncodeArgs;
 use super::progress::Progress;
 use super::request::{self, Requests, Sequence, within};
+use super::sink::{Pending, Sink};
 use super::{argument, encode, inputs, json_line, say, show, warn};
 
 /// The most positions of all sequences together: 8.6 GB of rows of the published model.
@@ -41,14 +41,15 @@ struct Outcome<'r> {
     report: EncodeReport,
     verified: VerifyReport,
     warnings: Vec<Vec<Warning>>, // [S]
-    files: Vec<(PathBuf, u64)>,  // [S]
+    format: Sink,
+    files: Vec<(PathBuf, u64)>, // [S]
     open: Duration,
     write: Duration,
 }
 
 /// Runs the command.
 pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
-    let requests = request::read(file)?;
+    let requests = request::read(file, args.format.ending())?;
     let rules = inputs::image_rules(&args.images)?;
     let cache = encode::cache(&args.running)?;
 
@@ -66,7 +67,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     }
     let _made = Folder::make(dir)?;
     let targets: Vec<PathBuf> = requests.sequences.iter().map(|sequence| dir.join(&sequence.file)).collect();
-    targets.iter().try_for_each(AtomicFile::check)?;
+    targets.iter().try_for_each(|target| args.format.check(target))?;
 
     let encoder = encode::load(&args.running, &checkpoint, planner, rules, cache)?;
     let open = opening.elapsed();
@@ -100,8 +101,8 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
             hidden,
             metadata: encode::metadata(&prompt, args, &warnings[s], encoder.fingerprint()),
         };
-        let (file, bytes) = stage_sequence(&targets[s], &record)?;
-        pending.push((targets[s].clone(), file, bytes));
+        let (written, bytes) = args.format.stage(&targets[s], &record)?;
+        pending.push((targets[s].clone(), written, bytes));
     }
     let files = name_all(pending)?;
     let write = writing.elapsed();
@@ -113,6 +114,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
         report,
         verified,
         warnings,
+        format: args.format,
         files,
         open,
         write,
@@ -186,11 +188,11 @@ fn of_images(sequence: &Sequence, warnings: &[Warning]) -> Vec<Warning> {
     sequence.images.iter().enumerate().flat_map(about).collect()
 }
 
-/// Gives all files their names. Should one fail after others have theirs, the error says which those are.
-fn name_all(pending: Vec<(PathBuf, AtomicFile, u64)>) -> Result<Vec<(PathBuf, u64)>> {
+/// Gives all files, or folders, their names. Should one fail after others have theirs, the error says which those are.
+fn name_all(pending: Vec<(PathBuf, Pending, u64)>) -> Result<Vec<(PathBuf, u64)>> {
     let mut named: Vec<(PathBuf, u64)> = Vec::new();
-    for (path, file, bytes) in pending {
-        match file.commit() {
+    for (path, written, bytes) in pending {
+        match written.commit() {
             Err(Error::Write { path, source, remedy }) if !named.is_empty() => {
                 let there: Vec<_> = named.iter().map(|(path, _)| path.display().to_string()).collect();
                 let remedy = format!("{remedy}. Written of this request, and whole: {}", there.join(", "));
@@ -277,6 +279,7 @@ impl Outcome<'_> {
             "warnings": warnings,
             "device": self.encoder.describe(),
             "fingerprint": self.encoder.fingerprint(),
+            "format": self.format.name(),
             "out_dir": dir.to_string_lossy(),
             "bytes": self.bytes(),
         })
@@ -301,7 +304,7 @@ impl Outcome<'_> {
         };
         let _ = writeln!(out, "\n{count}, {positions} positions; {encoded} encoded{cached} for {slots}");
         out += &show::costs(self.open, &self.report, 0, self.write, &self.encoder.describe());
-        let files = show::count(self.files.len(), "file");
+        let files = show::count(self.files.len(), self.format.noun());
         let _ = writeln!(out, "wrote {files} to {} ({})", dir.display(), show::bytes(self.bytes()));
         out
     }
@@ -317,14 +320,16 @@ fn unused(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use imagehere::output::AtomicFile;
+
     use super::*;
 
     #[test]
     fn a_file_that_gets_no_name_after_others_have_theirs_tells_which_those_are() {
         let place = tempfile::tempdir().unwrap();
         let targets = ["a", "b", "c"].map(|name| place.path().join(name));
-        let pending =
-            targets.iter().map(|path| (path.clone(), AtomicFile::create(path).unwrap(), 0)).collect();
+        let pending = |path| Pending::File(AtomicFile::create(path).unwrap());
+        let pending = targets.iter().map(|path| (path.clone(), pending(path), 0)).collect();
         fs::create_dir(&targets[1]).unwrap(); // since it was looked at
         let message = name_all(pending).unwrap_err().to_string();
         assert!(message.contains(&format!("cannot write {}", targets[1].display())), "{message}");

@@ -63,8 +63,12 @@ impl AtomicFile {
     /// [`Error::Write`] if the directory is missing or not writable, or if `target` is a directory or
     /// anything else that is not a plain file.
     pub fn create(target: impl AsRef<Path>) -> Result<Self> {
-        let asked = target.as_ref().to_path_buf();
-        let (target, dir) = resolve(&asked).map_err(|e| write_error(&asked, e))?;
+        Self::create_as(target.as_ref().to_path_buf(), target.as_ref())
+    }
+
+    /// As [`AtomicFile::create`], for a file that messages call `asked`, after the place where it will be in the end.
+    pub(crate) fn create_as(asked: PathBuf, target: &Path) -> Result<Self> {
+        let (target, dir) = resolve(target).map_err(|e| write_error(&asked, e))?;
         let scratch = Scratch::create(&target, &dir).map_err(|e| write_error(&asked, e))?;
         Ok(Self { asked, target, dir, scratch })
     }
@@ -129,11 +133,9 @@ impl Scratch {
         if let Some(file) = linux::unnamed_in(dir)? {
             return Ok(Self::Unnamed(file));
         }
-        let mut prefix = OsString::from(".");
-        prefix.push(target.file_name().unwrap_or_default());
-        prefix.push(".");
+        let prefix = hidden_prefix(target);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
+        builder.prefix(&prefix).suffix(HIDDEN_SUFFIX);
         #[cfg(unix)]
         {
             // What any other program would give a new file; the default here is the owner alone.
@@ -160,11 +162,8 @@ impl Scratch {
             Self::Unnamed(file) => linux::name(&file, target, dir)?,
             Self::Named(file) => drop(file.persist(target).map_err(|e| e.error)?),
         }
-        #[cfg(unix)]
         if sync {
-            // The name is in the directory: without this a power cut can lose it. Not every file system can
-            // do it, and the file itself is safe, so a refusal is no error.
-            let _ = File::open(dir).and_then(|dir| dir.sync_all());
+            sync_dir(dir);
         }
         Ok(())
     }
@@ -186,18 +185,44 @@ fn resolve(asked: &Path) -> io::Result<(PathBuf, PathBuf)> {
     if target.file_name().is_none() || asked.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "it names a directory"));
     }
+    let dir = parent_of(&target)?;
+    Ok((target, dir))
+}
+
+/// Returns the directory that `target` will be in, which must be there.
+pub(super) fn parent_of(target: &Path) -> io::Result<PathBuf> {
     let dir = match target.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
         _ => PathBuf::from("."),
     };
     match fs::metadata(&dir) {
-        Ok(found) if found.is_dir() => Ok((target, dir)),
+        Ok(found) if found.is_dir() => Ok(dir),
         Ok(_) => Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is a file", dir.display()))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no directory `{}`", dir.display())))
         }
         Err(e) => Err(e),
     }
+}
+
+/// What the hidden name begins with that something has until it is `target`; the end is [`HIDDEN_SUFFIX`].
+pub(super) fn hidden_prefix(target: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(target.file_name().unwrap_or_default());
+    prefix.push(".");
+    prefix
+}
+
+/// What hidden names end with.
+pub(super) const HIDDEN_SUFFIX: &str = ".tmp";
+
+/// Waits until the names in a directory are on the disk: without this a power cut can lose them. Not every file system
+/// can do it, and the files themselves are safe, so a refusal is no error.
+pub(super) fn sync_dir(dir: &Path) {
+    #[cfg(unix)]
+    let _ = File::open(dir).and_then(|dir| dir.sync_all());
+    #[cfg(not(unix))]
+    let _ = dir;
 }
 
 /// Says what failed and what to do about it.

@@ -78,6 +78,37 @@ pub struct SequenceRecord<'a> {
     pub metadata: BTreeMap<String, String>,
 }
 
+impl SequenceRecord<'_> {
+    /// Returns (begin, end) of every slot, in positions; shape `[N, 2]`.
+    pub(crate) fn slots(&self) -> Vec<[i64; 2]> {
+        self.plan.slots.iter().map(|s| [s.offset as i64, (s.offset + s.len) as i64]).collect()
+    }
+
+    /// Returns the tensors, widest elements first, so that one after the other each is aligned to its own size.
+    /// `slots` are [`SequenceRecord::slots`].
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if rows and plan do not have the same length.
+    pub(crate) fn parts<'p>(&'p self, slots: &'p [[i64; 2]]) -> Result<[(Entry, &'p [u8]); 4]> {
+        let plan = self.plan;
+        let length = plan.input_ids.len();
+        if self.inputs_embeds.len() != length * self.hidden || plan.im_mask.len() != length {
+            return Err(Error::Internal(format!(
+                "a sequence of {} elements and a mask of {} for a plan of {length} positions of {}",
+                self.inputs_embeds.len(),
+                plan.im_mask.len(),
+                self.hidden
+            )));
+        }
+        Ok([
+            entry("input_ids", "I64", vec![1, length], &plan.input_ids),
+            entry("slots", "I64", vec![slots.len(), 2], bytemuck::cast_slice::<_, i64>(slots)),
+            entry("inputs_embeds", "F16", vec![1, length, self.hidden], self.inputs_embeds),
+            entry("im_mask", "BOOL", vec![1, length], &plan.im_mask),
+        ])
+    }
+}
+
 /// Writes a sequence to `path`, whole or not at all, and returns the bytes written.
 ///
 /// Tensors: `inputs_embeds` F16 `[1, L, H]`, `im_mask` BOOL `[1, L]`, `input_ids` I64 `[1, L]` with -1 in
@@ -99,25 +130,8 @@ pub fn write_sequence(path: impl AsRef<Path>, record: &SequenceRecord<'_>) -> Re
 /// # Errors
 /// As [`write_sequence`].
 pub fn stage_sequence(path: impl AsRef<Path>, record: &SequenceRecord<'_>) -> Result<(AtomicFile, u64)> {
-    let plan = record.plan;
-    let length = plan.input_ids.len();
-    if record.inputs_embeds.len() != length * record.hidden || plan.im_mask.len() != length {
-        return Err(Error::Internal(format!(
-            "a sequence of {} elements and a mask of {} for a plan of {length} positions of {}",
-            record.inputs_embeds.len(),
-            plan.im_mask.len(),
-            record.hidden
-        )));
-    }
-    let slots: Vec<[i64; 2]> = // [N, 2]
-        plan.slots.iter().map(|s| [s.offset as i64, (s.offset + s.len) as i64]).collect();
-    // Widest elements first: everything is aligned to its own size.
-    let parts: [(Entry, &[u8]); 4] = [
-        entry("input_ids", "I64", vec![1, length], &plan.input_ids),
-        entry("slots", "I64", vec![slots.len(), 2], bytemuck::cast_slice::<_, i64>(&slots)),
-        entry("inputs_embeds", "F16", vec![1, length, record.hidden], record.inputs_embeds),
-        entry("im_mask", "BOOL", vec![1, length], &plan.im_mask),
-    ];
+    let slots = record.slots();
+    let parts = record.parts(&slots)?;
     let entries: Vec<_> = parts.iter().map(|(entry, _)| entry.clone()).collect();
     let header = header(&entries, &record.metadata);
 

@@ -36,13 +36,14 @@ import time
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import checkpoint
 import reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SMALL_TOKENIZER = ROOT / "tests/goldens/model/tokenizer.model"
+ImageFile.MAXBLOCK = 1 << 20  # Pillow's own guess is too small for some progressive JPEG files of noise
 REL_L2, COSINE, AGAINST_FP16, AGAINST_CPU = 2e-3, 0.9999, 1.1, 1.5
 
 WORDS = """the a red car panda picture second first compare describe 图片 中文 描述 windows  12 3.5 (x) déjà 😀 …… —— \t
