@@ -106,8 +106,8 @@ fn run<S: Simd>(s: S, task: Task<'_, impl Epilogue>) {
 #[inline(always)]
 fn finish<S: Simd>(s: S, row: usize, columns: Range<usize>, acc: &[f32], epilogue: &impl Epilogue) {
     for column in columns.clone().step_by(S::NR) {
-        let at = |column: usize| row_of_acc(row % PANEL, column - columns.start);
-        let [low, high] = [at(column), at(column + S::LANES)];
+        let (row_of, panel_column) = (row % PANEL, column - columns.start);
+        let (low, high) = (row_of_acc(row_of, panel_column), row_of_acc(row_of, panel_column + S::LANES));
         // SAFETY: LANES accumulators within one row of 16 each; elements of Y are some task's alone.
         unsafe {
             let acc =

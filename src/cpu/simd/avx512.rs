@@ -108,11 +108,7 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
 
     #[inline(always)]
     fn mul_pow2(self, a: __m512, n: __m512) -> __m512 {
-        // Added to the exponent field; the caller keeps a and the result normal.
-        op!({
-            let n = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
-            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), n))
-        })
+        op!(_mm512_scalef_ps(a, n))
     }
 
     #[inline(always)]
