@@ -20,7 +20,7 @@ use crate::config::HEAD_SIZE;
 use crate::cpu::activation::{LOG2_E, exp2};
 use crate::cpu::linear::tiled::split;
 use crate::cpu::simd::Simd;
-use crate::cpu::simd::tiles::{ACC, BLOCK, PANEL, SPLIT, element_of_b, row_of_a, row_of_acc};
+use crate::cpu::simd::tiles::{ACC, Ahead, BLOCK, PANEL, SPLIT, element_of_b, row_of_a, row_of_acc};
 
 /// Blocks of a query or a key.
 const BLOCKS: usize = HEAD_SIZE / PANEL;
@@ -111,7 +111,7 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
             let keys = keys[from / PANEL * BLOCKS * SPLIT..].chunks_exact(BLOCKS * SPLIT);
             let mut peaks = [s.splat(f32::NEG_INFINITY); PANEL];
             for (panel, (scores, keys)) in scores.chunks_exact_mut(ACC).zip(keys).enumerate() {
-                let ahead = keys.as_ptr().cast();
+                let ahead = Ahead { kilobytes: keys.as_ptr().cast(), lines: keys.as_ptr().cast() };
                 // SAFETY: BLOCKS blocks of queries and keys, and ACC scores; tiles are there by `with_tiles`.
                 unsafe {
                     s.add_products::<true>(
@@ -174,7 +174,7 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
             for (b, sums) in sums.chunks_exact_mut(ACC).enumerate() {
                 let steps = weights.len() / SPLIT;
                 let values = &values[(b * panels + from / PANEL) * SPLIT..][..steps * SPLIT];
-                let ahead = values.as_ptr().cast();
+                let ahead = Ahead { kilobytes: values.as_ptr().cast(), lines: values.as_ptr().cast() };
                 // SAFETY: `steps` blocks of weights and values, and ACC sums; tiles are there by `with_tiles`.
                 unsafe {
                     s.add_products::<false>(

@@ -232,7 +232,7 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
         b: *const u16,
         acc: *mut f32,
         fresh: bool,
-        ahead: *const u8,
+        ahead: tiles::Ahead,
     ) {
         // SAFETY: the caller's promise; `self` with TILES is proof of AMX.
         unsafe {
