@@ -67,6 +67,11 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `1 / a` to within two units in the last place, for normal |a| < 2^126.
+    #[inline(always)]
+    fn recip(self, a: Self::V) -> Self::V {
+        self.div(self.splat(1.0), a)
+    }
     /// The greater; `b` where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The lesser; `b` where either is NaN.
