@@ -41,7 +41,7 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let e = exp2(s, s.mul(x, s.splat(-1.702 * LOG2_E)));
-    s.div(x, s.add(s.splat(1.0), e))
+    s.mul(x, s.recip(s.add(s.splat(1.0), e)))
 }
 
 /// x · Φ(x), the projector's activation.
@@ -79,7 +79,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let rest = s.mul_add(a, a, s.sub(zero, square));
     let e = exp2(s, s.mul(square, s.splat(-0.5 * LOG2_E)));
     let e = s.mul_add(s.mul(e, rest), s.splat(-0.5), e);
-    let u = s.div(s.splat(1.0), s.mul_add(a, s.splat(0.3), s.splat(1.0)));
+    let u = s.recip(s.mul_add(a, s.splat(0.3), s.splat(1.0)));
     let mut q = s.splat(Q[9]);
     for &c in Q[..9].iter().rev() {
         q = s.mul_add(q, u, s.splat(c));

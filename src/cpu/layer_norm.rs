@@ -54,30 +54,35 @@ impl Kernel for Block<'_, '_> {
         let width = weight.len();
         assert!(bias.len() == width && width.is_multiple_of(S::NR) && self.len.is_multiple_of(width));
         for row in 0..self.len / width {
-            // SAFETY: element `at` of row `row` of `len / width`, and LANES from there on within it, for `at` a multiple
-            // of LANES below `width`.
-            let load = |at: usize| unsafe { s.load_f16(self.x.add(row * width + at)) };
+            let x = self.x.wrapping_add(row * width);
             let zero = s.splat(0.0);
             let mut sums = [zero; CHAINS];
             for at in (0..width).step_by(S::LANES) {
                 let sum = &mut sums[at / S::LANES % CHAINS];
-                *sum = s.add(*sum, load(at));
+                // SAFETY: LANES elements of the row.
+                *sum = s.add(*sum, unsafe { s.load_f16(x.add(at)) });
             }
             let mean = s.splat(total(s, sums) / width as f32);
             let mut squares = [zero; CHAINS];
             for at in (0..width).step_by(S::LANES) {
                 let square = &mut squares[at / S::LANES % CHAINS];
-                let d = s.sub(load(at), mean);
+                // SAFETY: LANES elements of the row.
+                let d = s.sub(unsafe { s.load_f16(x.add(at)) }, mean);
                 *square = s.mul_add(d, d, *square);
             }
             let variance = total(s, squares) / width as f32;
             let scale = s.splat(1.0 / (variance + LAYER_NORM_EPS).sqrt());
-            let normal = |at: usize| {
-                let v = s.mul(s.sub(load(at), mean), scale);
-                s.mul_add(v, s.load_f16_slice(&weight[at..]), s.load_f16_slice(&bias[at..]))
-            };
             for at in (0..width).step_by(S::NR) {
-                let v = [normal(at), normal(at + S::LANES)];
+                let mut v = [zero; 2];
+                for (j, v) in v.iter_mut().enumerate() {
+                    let at = at + j * S::LANES;
+                    // SAFETY: LANES elements of the row, of the weights and of the biases.
+                    unsafe {
+                        let (weight, bias) = (weight.as_ptr().add(at), bias.as_ptr().add(at));
+                        let normal = s.mul(s.sub(s.load_f16(x.add(at)), mean), scale);
+                        *v = s.mul_add(normal, s.load_f16(weight), s.load_f16(bias));
+                    }
+                }
                 // SAFETY: rows of different tasks are different ones; where `x` is `y`, these elements have been read.
                 unsafe { self.y.put(s, self.first + row, at, S::NR, v) };
             }

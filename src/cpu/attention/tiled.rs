@@ -20,7 +20,7 @@ use crate::config::HEAD_SIZE;
 use crate::cpu::activation::{LOG2_E, exp2};
 use crate::cpu::linear::tiled::split;
 use crate::cpu::simd::Simd;
-use crate::cpu::simd::tiles::{ACC, BLOCK, PANEL, SPLIT, element_of_b, row_of_a, row_of_acc};
+use crate::cpu::simd::tiles::{ACC, Ahead, BLOCK, PANEL, SPLIT, element_of_b, row_of_a, row_of_acc};
 
 /// Blocks of a query or a key.
 const BLOCKS: usize = HEAD_SIZE / PANEL;
@@ -51,29 +51,39 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
     let scores = take(KEYS / PANEL * ACC); // [KEYS / PANEL][ACC]
     let sums = take(BLOCKS * ACC); // [BLOCKS][ACC]
 
-    let part = |token: usize, which: usize, b: usize| {
-        &rows[token * 3 * width + which * width + column + b * PANEL..][..PANEL]
-    };
-    for (panel, keys) in keys.chunks_exact_mut(BLOCKS * SPLIT).enumerate() {
-        for (b, keys) in keys.chunks_exact_mut(SPLIT).enumerate() {
-            block.fill(f16::ZERO);
-            for key in 0..PANEL.min(tokens - panel * PANEL) {
-                for (k, x) in part(panel * PANEL + key, 1, b).iter().enumerate() {
-                    block[element_of_b(k, key)] = *x;
+    // Block `b` of the query, key or value of `token`.
+    let at = |token: usize, which: usize, b: usize| (token * 3 + which) * width + column + b * PANEL;
+    for panel in 0..panels {
+        let tokens = panel * PANEL..tokens.min((panel + 1) * PANEL);
+        for b in 0..BLOCKS {
+            if tokens.len() < PANEL {
+                block.fill(f16::ZERO);
+            }
+            for (key, token) in tokens.clone().enumerate() {
+                let pairs: &[[f16; 2]] = rows[at(token, 1, b)..][..PANEL].as_chunks().0;
+                for (pair, x) in pairs.iter().enumerate() {
+                    let to = element_of_b(2 * pair, key);
+                    block[to..to + 2].copy_from_slice(x);
                 }
             }
-            split(s, block, keys);
-        }
-    }
-    for (b, values) in values.chunks_exact_mut(panels * SPLIT).enumerate() {
-        for (panel, values) in values.chunks_exact_mut(SPLIT).enumerate() {
-            block.fill(f16::ZERO);
-            for key in 0..PANEL.min(tokens - panel * PANEL) {
-                for (channel, x) in part(panel * PANEL + key, 2, b).iter().enumerate() {
-                    block[element_of_b(key, channel)] = *x;
+            split(s, block, &mut keys[(panel * BLOCKS + b) * SPLIT..][..SPLIT]);
+
+            for (pair, token) in tokens.clone().step_by(2).enumerate() {
+                let even = &rows[at(token, 2, b)..][..PANEL];
+                let odd = match token + 1 < tokens.end {
+                    true => &rows[at(token + 1, 2, b)..][..PANEL],
+                    false => &[f16::ZERO; PANEL],
+                };
+                for half in 0..2 {
+                    let channels = half * PANEL / 2..(half + 1) * PANEL / 2;
+                    let to = element_of_b(2 * pair, channels.start);
+                    let both = even[channels.clone()].iter().zip(&odd[channels]);
+                    for (to, (even, odd)) in block[to..to + PANEL].as_chunks_mut().0.iter_mut().zip(both) {
+                        *to = [*even, *odd];
+                    }
                 }
             }
-            split(s, block, values);
+            split(s, block, &mut values[(b * panels + panel) * SPLIT..][..SPLIT]);
         }
     }
 
@@ -83,7 +93,7 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
         for (b, query) in query.chunks_exact_mut(SPLIT).enumerate() {
             let (upper, lower) = query.split_at_mut(BLOCK);
             for i in 0..here {
-                for (j, x) in part(start + i, 0, b).chunks_exact(S::LANES).enumerate() {
+                for (j, x) in rows[at(start + i, 0, b)..][..PANEL].chunks_exact(S::LANES).enumerate() {
                     let at = row_of_a(i) + j * S::LANES;
                     let (upper, lower) = (&mut upper[at..at + S::LANES], &mut lower[at..at + S::LANES]);
                     let x = s.mul(s.load_f16_slice(x), s.splat(SCALE));
@@ -99,8 +109,9 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
             let scores = &mut scores[..count.div_ceil(PANEL) * ACC];
             let weights = &mut weights[..count.div_ceil(PANEL) * SPLIT];
             let keys = keys[from / PANEL * BLOCKS * SPLIT..].chunks_exact(BLOCKS * SPLIT);
-            for (scores, keys) in scores.chunks_exact_mut(ACC).zip(keys) {
-                let ahead = keys.as_ptr().cast();
+            let mut peaks = [s.splat(f32::NEG_INFINITY); PANEL];
+            for (panel, (scores, keys)) in scores.chunks_exact_mut(ACC).zip(keys).enumerate() {
+                let ahead = Ahead { kilobytes: keys.as_ptr().cast(), lines: keys.as_ptr().cast() };
                 // SAFETY: BLOCKS blocks of queries and keys, and ACC scores; tiles are there by `with_tiles`.
                 unsafe {
                     s.add_products::<true>(
@@ -110,60 +121,60 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
                         scores.as_mut_ptr(),
                         true,
                         ahead,
-                    )
-                };
-            }
-            // Keys that are none: their zero scores give way to e^-∞.
-            if !count.is_multiple_of(PANEL) {
-                let last = &mut scores[count / PANEL * ACC..];
-                for i in 0..PANEL {
-                    for key in count % PANEL..PANEL {
-                        last[row_of_acc(i, key)] = f32::NEG_INFINITY;
+                    );
+                }
+                // Keys that are none: their zero scores give way to e^-∞.
+                for key in PANEL.min(count - panel * PANEL)..PANEL {
+                    for i in 0..PANEL {
+                        scores[row_of_acc(i, key)] = f32::NEG_INFINITY;
+                    }
+                }
+                for (i, peak) in peaks.iter_mut().enumerate() {
+                    for key in (0..PANEL).step_by(S::LANES) {
+                        let scores = &scores[row_of_acc(i, key)..][..S::LANES];
+                        // SAFETY: LANES scores of row i.
+                        *peak = s.max(*peak, unsafe { s.load(scores.as_ptr()) });
                     }
                 }
             }
-            for i in 0..here {
-                let vectors = |panel: usize| {
-                    (0..PANEL).step_by(S::LANES).map(move |key| (panel * ACC + row_of_acc(i, key), key))
-                };
-                // SAFETY: LANES scores of row i.
-                let load = |at: usize| unsafe { s.load(scores[at..at + S::LANES].as_ptr()) };
-                let mut peak = s.splat(f32::NEG_INFINITY);
-                for panel in 0..scores.len() / ACC {
-                    for (at, _) in vectors(panel) {
-                        peak = s.max(peak, load(at));
-                    }
-                }
+            let mut shifts = [0.0; PANEL];
+            for (i, peak) in peaks.into_iter().enumerate() {
                 let before = greatest[i];
                 greatest[i] = before.max(s.reduce_max(peak));
-                let shift = s.splat(-greatest[i] * LOG2_E);
+                shifts[i] = -greatest[i] * LOG2_E;
                 // e^(m − m'); in the first block 2^-126 of nothing.
-                let decay = exp2(s, s.mul_add(s.splat(before), log2_e, shift));
-                let mut sum = s.mul(total[i], decay);
-                for (panel, weights) in weights.chunks_exact_mut(SPLIT).enumerate() {
-                    let (upper, lower) = weights.split_at_mut(BLOCK);
-                    for (at, key) in vectors(panel) {
-                        let p = exp2(s, s.mul_add(load(at), log2_e, shift));
-                        sum = s.add(sum, p);
+                let decay = exp2(s, s.mul_add(s.splat(before), log2_e, s.splat(shifts[i])));
+                total[i] = s.mul(total[i], decay);
+                if from > 0 {
+                    for sums in sums.chunks_exact_mut(ACC) {
+                        for channel in (0..PANEL).step_by(S::LANES) {
+                            let sums = &mut sums[row_of_acc(i, channel)..][..S::LANES];
+                            // SAFETY: LANES sums of row i.
+                            unsafe { s.store(sums.as_mut_ptr(), s.mul(s.load(sums.as_ptr()), decay)) };
+                        }
+                    }
+                }
+            }
+            for (scores, weights) in scores.chunks_exact(ACC).zip(weights.chunks_exact_mut(SPLIT)) {
+                let (upper, lower) = weights.split_at_mut(BLOCK);
+                for (i, (total, shift)) in total.iter_mut().zip(shifts).enumerate() {
+                    for key in (0..PANEL).step_by(S::LANES) {
+                        let scores = &scores[row_of_acc(i, key)..][..S::LANES];
                         let to = row_of_a(i) + key;
                         let (upper, lower) = (&mut upper[to..to + S::LANES], &mut lower[to..to + S::LANES]);
                         // SAFETY: LANES elements each.
-                        unsafe { s.store_split(upper.as_mut_ptr(), lower.as_mut_ptr(), p) };
-                    }
-                }
-                total[i] = sum;
-                if from > 0 {
-                    for (at, _) in (0..BLOCKS).flat_map(vectors) {
-                        let sums = &mut sums[at..at + S::LANES];
-                        // SAFETY: LANES sums.
-                        unsafe { s.store(sums.as_mut_ptr(), s.mul(s.load(sums.as_ptr()), decay)) };
+                        unsafe {
+                            let p = exp2(s, s.mul_add(s.load(scores.as_ptr()), log2_e, s.splat(shift)));
+                            *total = s.add(*total, p);
+                            s.store_split(upper.as_mut_ptr(), lower.as_mut_ptr(), p);
+                        }
                     }
                 }
             }
             for (b, sums) in sums.chunks_exact_mut(ACC).enumerate() {
                 let steps = weights.len() / SPLIT;
                 let values = &values[(b * panels + from / PANEL) * SPLIT..][..steps * SPLIT];
-                let ahead = values.as_ptr().cast();
+                let ahead = Ahead { kilobytes: values.as_ptr().cast(), lines: values.as_ptr().cast() };
                 // SAFETY: `steps` blocks of weights and values, and ACC sums; tiles are there by `with_tiles`.
                 unsafe {
                     s.add_products::<false>(
@@ -181,13 +192,13 @@ pub(super) fn attend<S: Simd>(s: S, head: Head<'_, '_>) {
         for (i, total) in total.into_iter().enumerate().take(here) {
             let total = s.splat(s.reduce_add(total));
             for at in (0..HEAD_SIZE).step_by(S::NR) {
+                let sums = &sums[at / PANEL * ACC..][..ACC];
+                let low = &sums[row_of_acc(i, at % PANEL)..][..S::LANES];
+                let high = &sums[row_of_acc(i, at % PANEL + S::LANES)..][..S::LANES];
                 // SAFETY: LANES sums of row i each; tasks have disjoint heads or queries.
                 unsafe {
-                    let load = |at: usize| {
-                        let sums = &sums[at / PANEL * ACC + row_of_acc(i, at % PANEL)..];
-                        s.div(s.load(sums[..S::LANES].as_ptr()), total)
-                    };
-                    out.put(s, first + start + i, column + at, S::NR, [load(at), load(at + S::LANES)]);
+                    let v = [s.div(s.load(low.as_ptr()), total), s.div(s.load(high.as_ptr()), total)];
+                    out.put(s, first + start + i, column + at, S::NR, v);
                 }
             }
         }

@@ -11,14 +11,15 @@
 //!                            epilogue, row by row ──▶ Y, fp16, rounded once
 //! ```
 //!
-//! While the tiles of one panel of X are at work, the next panel is on its way to L2.
+//! While the tiles of one panel of X are at work, the next panel is on its way to L2, and so are the weights of the next
+//! piece or task.
 
 use std::ops::Range;
 
 use half::f16;
 
 use crate::cpu::epilogue::Epilogue;
-use crate::cpu::simd::tiles::{ACC, BLOCK, PANEL, SPLIT, row_of_acc};
+use crate::cpu::simd::tiles::{ACC, Ahead, BLOCK, PANEL, SPLIT, row_of_acc};
 use crate::cpu::simd::{Kernel, Simd};
 
 /// Blocks of K between two splittings of B: 4 panels of so many take 512 KiB.
@@ -79,7 +80,12 @@ fn run<S: Simd>(s: S, task: Task<'_, impl Epilogue>) {
                     Some(sums) => sums,
                     None => &mut *acc,
                 };
-                let ahead = next.wrapping_add(j * count * 1024);
+                let kilobytes = next.wrapping_add(j * count * 1024);
+                // The next piece of these panels of W, or the first of the next task's, which lie behind these.
+                let from = if last { weights.len() * blocks * BLOCK } else { (first + count) * BLOCK };
+                let following = weights[j].as_ptr().wrapping_add(from).cast::<u8>();
+                let lines = following.wrapping_add(64 * count * (panel - panels.start));
+                let ahead = Ahead { kilobytes, lines };
                 // SAFETY: `a` and `b` have `count` blocks, `acc` is ACC long; tiles are there by `with_tiles`.
                 unsafe {
                     s.add_products::<false>(
@@ -106,8 +112,8 @@ fn run<S: Simd>(s: S, task: Task<'_, impl Epilogue>) {
 #[inline(always)]
 fn finish<S: Simd>(s: S, row: usize, columns: Range<usize>, acc: &[f32], epilogue: &impl Epilogue) {
     for column in columns.clone().step_by(S::NR) {
-        let at = |column: usize| row_of_acc(row % PANEL, column - columns.start);
-        let [low, high] = [at(column), at(column + S::LANES)];
+        let (row_of, panel_column) = (row % PANEL, column - columns.start);
+        let (low, high) = (row_of_acc(row_of, panel_column), row_of_acc(row_of, panel_column + S::LANES));
         // SAFETY: LANES accumulators within one row of 16 each; elements of Y are some task's alone.
         unsafe {
             let acc =

@@ -22,6 +22,8 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::LazyLock;
 
+use super::tiles::Ahead;
+
 /// What LDTILECFG reads: palette 1, eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
@@ -119,7 +121,7 @@ pub(super) unsafe fn add_products<const EXACT: bool>(
     b: *const u16,
     acc: *mut f32,
     fresh: bool,
-    ahead: *const u8,
+    ahead: Ahead,
 ) {
     // SAFETY: within A and B for so many steps, and within the four tiles of `acc`, by the caller's promise; prefetches
     // do not fault.
@@ -178,6 +180,7 @@ pub(super) unsafe fn add_products<const EXACT: bool>(
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "prefetcht1 [{ahead} + 896]",
                 "prefetcht1 [{ahead} + 960]",
+                "prefetcht1 [{line}]",
                 "tileloadd tmm6, [{b} + {row}*1 + 2048]",
                 "tileloadd tmm4, [{a} + {row}*1]",
                 "tileloadd tmm7, [{b} + {row}*1 + 3072]",
@@ -190,11 +193,13 @@ pub(super) unsafe fn add_products<const EXACT: bool>(
                 "add {a}, 4096",
                 "add {b}, 4096",
                 "add {ahead}, 1024",
+                "add {line}, 64",
                 "dec {steps}",
                 "jnz 2b",
                 a = inout(reg) a => _,
                 b = inout(reg) b => _,
-                ahead = inout(reg) ahead => _,
+                ahead = inout(reg) ahead.kilobytes => _,
+                line = inout(reg) ahead.lines => _,
                 steps = inout(reg) steps => _,
                 row = in(reg) 64usize,
                 options(nostack, readonly)

@@ -197,7 +197,7 @@ impl Simd for Avx2 {
         b: *const u16,
         acc: *mut f32,
         fresh: bool,
-        _: *const u8,
+        _: tiles::Ahead,
     ) {
         // SAFETY: the caller's promise.
         unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }

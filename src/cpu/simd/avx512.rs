@@ -87,6 +87,15 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
     }
 
     #[inline(always)]
+    fn recip(self, a: __m512) -> __m512 {
+        // 14 bits, and one step of Newton's: a division keeps the unit for 16 cycles.
+        op!({
+            let r = _mm512_rcp14_ps(a);
+            _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0)), r)
+        })
+    }
+
+    #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
         op!(_mm512_max_ps(a, b))
     }
@@ -108,11 +117,7 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
 
     #[inline(always)]
     fn mul_pow2(self, a: __m512, n: __m512) -> __m512 {
-        // Added to the exponent field; the caller keeps a and the result normal.
-        op!({
-            let n = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
-            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), n))
-        })
+        op!(_mm512_scalef_ps(a, n))
     }
 
     #[inline(always)]
@@ -236,7 +241,7 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
         b: *const u16,
         acc: *mut f32,
         fresh: bool,
-        ahead: *const u8,
+        ahead: tiles::Ahead,
     ) {
         // SAFETY: the caller's promise; `self` with TILES is proof of AMX.
         unsafe {

@@ -67,6 +67,11 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `1 / a` to within two units in the last place, for normal |a| < 2^126.
+    #[inline(always)]
+    fn recip(self, a: Self::V) -> Self::V {
+        self.div(self.splat(1.0), a)
+    }
     /// The greater; `b` where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The lesser; `b` where either is NaN.
@@ -128,8 +133,6 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     /// `acc + A · B`, or without the sum `A · B` if `fresh`, over so many steps of k, in the order that [`tiles`] gives;
     /// with all four products if `EXACT`.
     ///
-    /// Meanwhile brings 1 KiB from `ahead` on into the L2 cache each step, if it can be had; any address will do.
-    ///
     /// # Safety
     /// `a` and `b` are readable for `steps` blocks of [`tiles::SPLIT`] elements, `acc`
     /// is readable and writable for [`tiles::ACC`]; a call of [`Simd::with_tiles`] is around it.
@@ -140,7 +143,7 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
         b: *const u16,
         acc: *mut f32,
         fresh: bool,
-        ahead: *const u8,
+        ahead: tiles::Ahead,
     );
 
     /// Loads the first `LANES` elements of a slice, or all of a shorter one and zeros.

@@ -159,7 +159,7 @@ impl<const TILES: bool> Simd for Portable<TILES> {
         b: *const u16,
         acc: *mut f32,
         fresh: bool,
-        _: *const u8,
+        _: tiles::Ahead,
     ) {
         // SAFETY: the caller's promise.
         unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }

@@ -42,6 +42,16 @@ pub(crate) const SPLIT: usize = 2 * BLOCK;
 /// Accumulators of one panel of A with one of B.
 pub(crate) const ACC: usize = PANEL * PANEL;
 
+/// Memory that will be needed soon, brought into the L2 cache while products are at work, if it can be had. Any address
+/// will do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// 1 KiB of it each step.
+    pub(crate) kilobytes: *const u8,
+    /// A cache line of it each step.
+    pub(crate) lines: *const u8,
+}
+
 /// Where row `row` of A, or the pair of k that holds it, begins in its half-block: element `k` of `row`, both below
 /// [`PANEL`], is at `row_of_a(row) + k`.
 #[inline(always)]
