@@ -64,9 +64,13 @@ fn resizing(c: &mut Criterion) {
     let same = draw(SIDE, SIDE);
     resizer.resize_into(same.view(), SIDE, SIDE, Resample::Pillow, &mut out);
     assert_eq!(out, same.data, "the same size is the same picture");
-    for (name, width, height) in
-        [("half_mp", 816, 612), ("2mp", 1600, 1200), ("12mp", 4000, 3000), ("up", 245, 245)]
-    {
+    for (name, width, height) in [
+        ("half_mp", 816, 612),
+        ("2mp", 1600, 1200),
+        ("hd", 1920, 1080),
+        ("12mp", 4000, 3000),
+        ("up", 245, 245),
+    ] {
         let picture = draw(width, height);
         group.throughput(Throughput::Elements(u64::from(width * height)));
         group.bench_function(name, |b| {

@@ -125,9 +125,10 @@ fn encodes(c: &mut Criterion) {
     let mut group = c.benchmark_group("encode");
     group.sample_size(10);
     for (name, dir) in models {
+        group.bench_function(format!("{name}/open"), |b| b.iter(|| Encoder::open(&dir)));
         let encoder = Encoder::open(dir).expect("a checkpoint");
         let side = encoder.config().image_size;
-        for count in [1, 2] {
+        for count in [1, 2, 4, 8] {
             let pixels: Vec<Vec<u8>> = (0..count)
                 .map(|i| (0..3 * side * side).map(|p| (p * (7 + i) % 251) as u8).collect())
                 .collect();

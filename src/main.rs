@@ -21,5 +21,7 @@ fn main() -> ExitCode {
         cli::Command::Convert(args) => cli::convert::run(args),
         cli::Command::Synth(args) => cli::synth::run(args),
         cli::Command::Demo(args) => cli::demo::run(args),
+        cli::Command::Completions(args) => cli::shell::completions(args),
+        cli::Command::Man(args) => cli::shell::man(args),
     })
 }

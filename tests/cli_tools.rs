@@ -163,3 +163,31 @@ fn the_log_goes_to_stderr_on_request() {
     let said = words.arg("-v").run();
     assert!(said.stderr.contains("opened"), "{said:?}");
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let help = imagehere(["--help"]).ok();
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.contains(&"encode") && commands.len() > 8, "{commands:?}");
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = imagehere(["completions", shell]).ok();
+        for word in commands.iter().chain(&["feature-cache", "no-meta"]) {
+            assert!(script.contains(word), "{shell} does not know {word}");
+        }
+    }
+    let overview = imagehere(["man"]).ok();
+    assert!(overview.contains(".TH imagehere 1"), "{overview}");
+    for command in commands {
+        assert!(overview.contains(command), "{command}");
+        let page = imagehere(["man", command]).ok();
+        assert!(page.contains(&format!(".TH imagehere-{command} 1")), "{page}");
+    }
+    imagehere(["man", "decode"]).mistake(&["no command `decode`", "Use one of: encode"]);
+}

@@ -97,6 +97,14 @@ pub enum Command {
     Synth(SynthArgs),
     /// Run the whole job on a small random model and two pictures drawn on the spot
     Demo(DemoArgs),
+    /// Print what a shell needs to complete commands and options
+    ///
+    /// For bash: imagehere completions bash > ~/.local/share/bash-completion/completions/imagehere
+    Completions(CompletionsArgs),
+    /// Print the manual page, or that of a command, for man
+    ///
+    /// To read one at once: imagehere man encode | man -l -
+    Man(ManArgs),
 }
 
 /// `imagehere encode`
@@ -399,6 +407,22 @@ pub struct DemoArgs {
     /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
+}
+
+/// `imagehere completions`
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// The shell: bash, elvish, fish, powershell or zsh
+    #[arg(value_name = "SHELL", hide_possible_values = true)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `imagehere man`
+#[derive(Debug, clap::Args)]
+pub struct ManArgs {
+    /// The command [default: an overview of all]
+    #[arg(value_name = "COMMAND")]
+    pub command: Option<String>,
 }
 
 /// Parses a number of at least 1.

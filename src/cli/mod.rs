@@ -8,6 +8,7 @@
 //! | [`kept`] | the files of `--features` |
 //! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
 //! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`synth`], [`demo`] | the commands |
+//! | [`shell`] | completions and manual pages, made from the options |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
 //!
@@ -33,6 +34,7 @@ pub mod preprocess;
 mod progress;
 mod request;
 mod several;
+pub mod shell;
 mod show;
 mod sink;
 pub mod synth;

@@ -88,25 +88,44 @@ impl Kernel for Pack<'_> {
             remedy: "Use a machine with more memory, or end other programs".into(),
         })?;
         let panels = data.take::<f16>(len).par_chunks_exact_mut(panel_len);
-        panels.zip(weight.par_chunks(width * k)).for_each(|(panel, rows)| {
-            // A few cache lines of every row at a time.
-            const STEPS: usize = 64;
-            for from in (0..k).step_by(STEPS) {
-                for (column, row) in rows.chunks_exact(k).enumerate() {
-                    for (step, &w) in row.iter().enumerate().take(k.min(from + STEPS)).skip(from) {
-                        let at = match S::TILES {
-                            true => {
-                                let block = step / tiles::PANEL * tiles::BLOCK;
-                                block + tiles::element_of_b(step % tiles::PANEL, column)
-                            }
-                            false => step * S::NR + column,
-                        };
-                        panel[at] = w;
-                    }
-                }
-            }
+        panels.zip(weight.par_chunks(width * k)).for_each(|(panel, rows)| match S::TILES {
+            true => pack_blocks(rows, k, panel),
+            false => pack_columns::<S>(rows, k, panel),
         });
         Ok(Packed { data, len, n, k })
+    }
+}
+
+/// Steps of k packed at a time: a few cache lines of every row.
+const STEPS: usize = 64;
+
+/// Packs rows of W, `[≤ NR, K]`, as `[K][NR]`.
+fn pack_columns<S: Simd>(rows: &[f16], k: usize, panel: &mut [f16]) {
+    for from in (0..k).step_by(STEPS) {
+        let steps = from..k.min(from + STEPS);
+        let panel = &mut panel[from * S::NR..steps.end * S::NR];
+        for (column, row) in rows.chunks_exact(k).enumerate() {
+            for (w, to) in row[steps.clone()].iter().zip(panel.chunks_exact_mut(S::NR)) {
+                to[column] = *w;
+            }
+        }
+    }
+}
+
+/// Packs rows of W, `[≤ 32, K]`, as blocks.
+fn pack_blocks(rows: &[f16], k: usize, panel: &mut [f16]) {
+    for (block, to) in panel.chunks_exact_mut(tiles::BLOCK).enumerate() {
+        let steps = block * tiles::PANEL..k.min((block + 1) * tiles::PANEL);
+        for (column, row) in rows.chunks_exact(k).enumerate() {
+            let (pairs, last) = row[steps.clone()].as_chunks::<2>();
+            for (i, pair) in pairs.iter().enumerate() {
+                let at = tiles::element_of_b(2 * i, column);
+                to[at..at + 2].copy_from_slice(pair);
+            }
+            if let [last] = last {
+                to[tiles::element_of_b(2 * pairs.len(), column)] = *last;
+            }
+        }
     }
 }
 
