@@ -86,6 +86,15 @@ fn run<S: Simd>(s: S, task: Task<'_, impl Epilogue>) {
                 let following = weights[j].as_ptr().wrapping_add(from).cast::<u8>();
                 let lines = following.wrapping_add(64 * count * (panel - panels.start));
                 let ahead = Ahead { kilobytes, lines };
+                let (column, rows) =
+                    (columns.start + j * PANEL, panel * PANEL..rows.end.min((panel + 1) * PANEL));
+                if last {
+                    // What the epilogue writes is here by the time the products are.
+                    rows.clone().for_each(
+                        #[inline(always)]
+                        |row| epilogue.expect(s, row, column),
+                    );
+                }
                 // SAFETY: `a` and `b` have `count` blocks, `acc` is ACC long; tiles are there by `with_tiles`.
                 unsafe {
                     s.add_products::<false>(
@@ -98,8 +107,7 @@ fn run<S: Simd>(s: S, task: Task<'_, impl Epilogue>) {
                     )
                 };
                 if last {
-                    let column = columns.start + j * PANEL;
-                    for row in panel * PANEL..rows.end.min((panel + 1) * PANEL) {
+                    for row in rows {
                         finish(s, row, column..columns.end.min(column + PANEL), acc, epilogue);
                     }
                 }
@@ -114,11 +122,15 @@ fn finish<S: Simd>(s: S, row: usize, columns: Range<usize>, acc: &[f32], epilogu
     for column in columns.clone().step_by(S::NR) {
         let (row_of, panel_column) = (row % PANEL, column - columns.start);
         let (low, high) = (row_of_acc(row_of, panel_column), row_of_acc(row_of, panel_column + S::LANES));
+        let (low, high) = (&acc[low..][..S::LANES], &acc[high..][..S::LANES]);
         // SAFETY: LANES accumulators within one row of 16 each; elements of Y are some task's alone.
         unsafe {
-            let acc =
-                [s.load(acc[low..low + S::LANES].as_ptr()), s.load(acc[high..high + S::LANES].as_ptr())];
-            epilogue.store(s, row, column, S::NR.min(columns.end - column), acc);
+            let acc = [s.load(low.as_ptr()), s.load(high.as_ptr())];
+            match columns.end - column {
+                // Said as a constant, for the compiler.
+                count if count >= S::NR => epilogue.store(s, row, column, S::NR, acc),
+                count => epilogue.store(s, row, column, count, acc),
+            }
         }
     }
 }

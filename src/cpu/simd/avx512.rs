@@ -143,6 +143,12 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
     }
 
     #[inline(always)]
+    fn prefetch_write(self, at: *const u8) {
+        // SAFETY: a hint; it does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {
         // SAFETY: the caller vouches for 16 readable elements.
         unsafe { _mm512_loadu_ps(from) }

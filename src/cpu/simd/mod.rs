@@ -90,6 +90,12 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     /// Brings the cache line at `at` into the L2 cache, if it can be had; any address will do.
     fn prefetch(self, at: *const u8);
 
+    /// Brings the cache line at `at` into the L1 cache, to be written, if it can be had; any address will do.
+    #[inline(always)]
+    fn prefetch_write(self, at: *const u8) {
+        let _ = at;
+    }
+
     /// Loads `LANES` f32.
     ///
     /// # Safety
