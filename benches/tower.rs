@@ -1,8 +1,8 @@
 //! The stages of the CPU tower at the real model's sizes, one image, and a whole encode.
 //!
 //! Throughput counts floating point operations (an "element" is one), so that `Gelem/s` reads as GFLOP/s; `fma_peak`
-//! is what the machine's multiply-add units reach with nothing to load, the roof of the others. Results are checked
-//! against f64 before anything is timed.
+//! is what the machine's multiply-add units reach with nothing to load, the roof of the others; `tile_peak`, on CPUs with
+//! AMX, what its tiles reach with operands in L1. Results are checked against f64 before anything is timed.
 //!
 //! `encode/tiny` makes its own checkpoint. `encode/model` runs on the directory that `IMAGEHERE_BENCH_MODEL` names,
 //! such as one from `imagehere synth vl-7b-vision`.
@@ -56,6 +56,11 @@ fn stages(c: &mut Criterion) {
     group.throughput(Throughput::Elements(stages.multiply_adds(STEPS) as u64));
     group.sample_size(20);
     group.bench_function("fma_peak", |b| b.iter(|| stages.multiply_adds(STEPS)));
+    let flop = stages.tile_products(STEPS >> 6);
+    if flop > 0.0 {
+        group.throughput(Throughput::Elements(flop as u64));
+        group.bench_function("tile_peak", |b| b.iter(|| stages.tile_products(STEPS >> 6)));
+    }
     group.finish();
 
     let mut group = c.benchmark_group("linear");
