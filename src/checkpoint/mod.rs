@@ -30,6 +30,7 @@ mod convert;
 mod dtype;
 mod embedding;
 mod fingerprint;
+pub(crate) mod fuzzing;
 mod index;
 mod inspect;
 mod load;
