@@ -70,6 +70,8 @@ pub mod cuda;
 pub mod encoder;
 pub mod error;
 pub mod features;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod output;
 pub mod packing;

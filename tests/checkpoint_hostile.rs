@@ -536,3 +536,45 @@ proptest! {
         }
     }
 }
+
+// ---- files that change under the reader ----------------------------------------------------------------
+
+#[cfg(unix)]
+#[test]
+fn weights_that_are_cut_after_they_were_opened_are_an_error_and_no_signal() {
+    use imagehere::convert::{self, ConvertOptions};
+    for (format, name) in [("safetensors", "model.safetensors"), ("bin", "pytorch_model.bin")] {
+        let dir = model_dir(&small_model(SMALL, Dt::Bf16), format);
+        let file = dir.path().join(name);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let table = checkpoint.embedding();
+        let out = tempfile::tempdir().unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_len(100).unwrap();
+
+        let shorter = [name, "it got shorter while it was read", "Run it again"];
+        let error = checkpoint.vision_weights(RangePolicy::Refuse).unwrap_err();
+        assert_eq!(error.category(), Category::Checkpoint);
+        assert_names(&error.to_string(), &shorter);
+        let mut row = vec![f16::ZERO; table.hidden()];
+        assert_names(&table.gather_row(0, &mut row).unwrap_err().to_string(), &shorter);
+        let written = convert::write(&checkpoint, ConvertOptions::default(), out.path().join("m"));
+        assert_names(&written.unwrap_err().to_string(), &shorter);
+        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn weights_that_are_replaced_or_removed_after_they_were_opened_are_those_that_were_opened() {
+    let dir = model_dir(&small_model(SMALL, Dt::Bf16), "safetensors");
+    let file = dir.path().join("model.safetensors");
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let (before, _) = checkpoint.vision_weights(RangePolicy::Refuse).unwrap();
+    let other = dir.path().join("other");
+    std::fs::write(&other, "something else").unwrap();
+    std::fs::rename(&other, &file).unwrap();
+    let (after, _) = checkpoint.vision_weights(RangePolicy::Refuse).unwrap();
+    assert!(before.position_embedding == after.position_embedding);
+    std::fs::remove_file(&file).unwrap();
+    let (after, _) = checkpoint.vision_weights(RangePolicy::Refuse).unwrap();
+    assert!(before.position_embedding == after.position_embedding);
+}

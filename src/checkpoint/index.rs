@@ -62,7 +62,7 @@ impl WeightFiles {
             FileLayout::Single(dir.join(single))
         } else {
             let path = dir.join(index);
-            let files = read_index(&path)?;
+            let files = parse_index(&path, &read_small(&path, MAX_INDEX)?)?;
             FileLayout::Sharded { path, files }
         };
         Ok(Self { format, layout, unread })
@@ -91,14 +91,13 @@ fn nothing_found(dir: &Path) -> Error {
     Error::checkpoint(dir, problem, remedy)
 }
 
-/// Reads an index of shards: `{"weight_map": {tensor: file}}`.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+/// Takes an index of shards apart: `{"weight_map": {tensor: file}}`.
+pub(super) fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let bytes = read_small(path, MAX_INDEX)?;
-    let index: Index = serde_json::from_slice(&bytes).map_err(|error| {
+    let index: Index = serde_json::from_slice(bytes).map_err(|error| {
         Error::checkpoint(path, format!("it is no index of shards: {error}"), "Download the file again")
     })?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
@@ -119,7 +118,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Whether a name stays in its directory on every platform.
-fn is_plain_file_name(name: &str) -> bool {
+pub(super) fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
         && !name.contains(['/', '\\', ':', '\0'])
@@ -148,6 +147,11 @@ impl ConfigFile {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let bytes = read_small(&path, MAX_CONFIG)?;
+        Self::parse(path, bytes)
+    }
+
+    /// As [`ConfigFile::read`], of bytes that are there.
+    pub(super) fn parse(path: PathBuf, bytes: Vec<u8>) -> Result<Self> {
         let refuse = |problem: String, remedy: &str| Error::checkpoint(&path, problem, remedy);
         let config: Map<String, Value> = serde_json::from_slice(&bytes)
             .map_err(|error| refuse(format!("it is no JSON object: {error}"), "Download the file again"))?;

@@ -1,5 +1,8 @@
 //! Files of a checkpoint: mapped if they hold weights, read whole if they are small.
 //!
+//! Tables are looked at where they are mapped. Weights are read by the system's calls ([`MappedFile::read_at`]), which
+//! answer for a file that got shorter meanwhile, where a look at the mapping would end the process.
+//!
 //! The one place of this module that maps memory.
 
 use std::fs::{self, File};
@@ -18,12 +21,14 @@ const POINTERS: [&[u8]; 2] =
 /// A weights file, mapped read-only.
 ///
 /// The mapping shows the file as it is, not as it was: another process that truncates the file while it is
-/// mapped makes the next access to the lost part fail with SIGBUS, which ends this process. Downloaders that
+/// mapped makes the next look at the lost part fail with SIGBUS, which ends this process. Downloaders that
 /// write beside the target and rename, as those of the Hub do, are safe: the mapping keeps the old file.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    #[cfg(unix)]
+    file: File,
 }
 
 impl MappedFile {
@@ -45,7 +50,42 @@ impl MappedFile {
             )
         })?;
         refuse_pointer(path, &map)?;
-        Ok(Self { path: path.to_owned(), map })
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            #[cfg(unix)]
+            file,
+        })
+    }
+
+    /// Reads the bytes from `start` on into `out`, past the mapping: what is no longer there is an error.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the file got shorter since it was opened, or its disk fails.
+    ///
+    /// # Panics
+    /// If the file did not have these bytes when it was opened.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        let mapped = &self.map[start..start + out.len()];
+        #[cfg(unix)]
+        {
+            let _ = mapped;
+            use std::os::unix::fs::FileExt as _;
+            self.file.read_exact_at(out, start as u64).map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::checkpoint(
+                    &self.path,
+                    format!("it got shorter while it was read: it had {} bytes", self.map.len()),
+                    "Run it again once nothing writes to the file any more",
+                ),
+                _ => cannot_read(&self.path, &error),
+            })
+        }
+        // Elsewhere a file that is mapped cannot be cut.
+        #[cfg(not(unix))]
+        {
+            out.copy_from_slice(mapped);
+            Ok(())
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -133,6 +173,11 @@ fn cannot_open(path: &Path, error: &std::io::Error) -> Error {
         _ => "Check the file and its disk",
     };
     Error::checkpoint(path, format!("cannot open it: {error}"), remedy)
+}
+
+#[cfg(unix)]
+fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
+    Error::checkpoint(path, format!("cannot read it: {error}"), "Check the file and its disk")
 }
 
 fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -30,6 +30,7 @@ mod convert;
 mod dtype;
 mod embedding;
 mod fingerprint;
+pub(crate) mod fuzzing;
 mod index;
 mod inspect;
 mod load;
@@ -75,9 +76,11 @@ const EXPANSION_SLACK: usize = 64 << 20;
 
 /// A checkpoint directory, mapped and checked.
 ///
-/// Its files stay mapped while it lives, and while an [`EmbeddingTable`] of it does. They must not be
-/// shortened meanwhile: an access to a part of a file that is no longer there ends the process (SIGBUS), as
-/// it does for every program that maps files. Replacing a file by renaming another over it is safe.
+/// Its files stay open while it lives, and while an [`EmbeddingTable`] of it does. They must not be shortened
+/// meanwhile. Weights that are no longer there when they are read are an error on Unix; but a table, a sample for the
+/// fingerprint, a survey or weights on their way to a GPU are looked at where the file is mapped, and there a part that
+/// is no longer there ends the process (SIGBUS), as it does every program that maps files. Replacing a file by renaming
+/// another over it is safe.
 ///
 /// # Examples
 /// ```no_run

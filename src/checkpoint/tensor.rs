@@ -127,16 +127,19 @@ impl Tensor {
     /// Reads elements `first..first + out.len()`, in row-major order, as fp16.
     ///
     /// # Errors
-    /// [`Error::ValueOutOfRange`] with the first value that `policy` refuses; `out` is then undefined.
+    /// [`Error::ValueOutOfRange`] with the first value that `policy` refuses; [`Error::Checkpoint`] if the file got
+    /// shorter since it was opened. `out` is then undefined.
     ///
     /// # Panics
     /// If there are no such elements.
     pub fn read(&self, first: usize, out: &mut [f16], policy: RangePolicy) -> Result<ValueStats> {
         let mut total = ValueStats::default();
         let mut at = first;
+        let mut scratch = [0; BLOCK * 4];
         for block in out.chunks_mut(BLOCK) {
-            let stats =
-                self.with_block(at, block.len(), |bytes| convert_block(self.dtype, bytes, block, policy));
+            let stored = &mut scratch[..block.len() * self.dtype.size()];
+            self.read_stored(at, stored)?;
+            let stats = convert_block(self.dtype, stored, block, policy);
             total.merge(&stats.map_err(|offender| self.out_of_range(at + offender.index, offender.value))?);
             at += block.len();
         }
@@ -184,6 +187,27 @@ impl Tensor {
         } else {
             self.file.release(self.storage.clone());
         }
+    }
+
+    /// Reads elements from `first` on as the file stores them, in row-major order, as many as `out` has room for.
+    fn read_stored(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        let size = self.dtype.size();
+        let n = out.len() / size;
+        assert!(
+            n <= self.elements.saturating_sub(first),
+            "{n} elements from {first} of {}, `{}`",
+            self.elements,
+            self.name
+        );
+        if self.dense {
+            return self.file.read_at(self.start + first * size, out);
+        }
+        // Element by element would be too slow. That its last byte is there now is not that it will be, but nearly.
+        if let Some(last) = self.storage.end.checked_sub(1) {
+            self.file.read_at(last, &mut [0])?;
+        }
+        self.gather(first, out);
+        Ok(())
     }
 
     /// Calls `f` with the bytes of `n` elements from `first`, at most [`BLOCK`]: in place where they are dense.

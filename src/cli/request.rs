@@ -6,11 +6,10 @@
 //! ```
 //!
 //! What is wrong with it is found here, before a model is opened; each message has one of the two below the line.
+//! Nothing of the command line is seen from here: the tests of hostile files are made of this file, too.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -19,11 +18,8 @@ use imagehere::{Error, Result};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::args::PromptArgs;
-use super::{argument, inputs};
-
 /// The largest file to read, in bytes: texts, no pixels.
-const FILE_BYTES: u64 = 4 << 20;
+pub const FILE_BYTES: u64 = 4 << 20;
 /// The most sequences. Each holds a file open until all are written, and systems allow few hundred.
 const SEQUENCES: usize = 200;
 /// The most images.
@@ -75,12 +71,13 @@ pub struct Entry {
     images: Vec<String>,
     /// Given as null: none; not given: the default.
     #[serde(default, deserialize_with = "given")]
-    meta_instruction: Option<Option<String>>,
+    pub meta_instruction: Option<Option<String>>,
     /// Earlier turns.
     #[serde(default)]
     pub history: Vec<(String, String)>,
+    /// Whether `prompt` is the whole of it.
     #[serde(default)]
-    raw: bool,
+    pub raw: bool,
     bos: Option<Where>,
 }
 
@@ -109,26 +106,10 @@ struct Entries(Vec<Entry>);
 /// An object alone: a plain struct would take an array of its fields, too.
 struct Object<T>(T);
 
-impl Entry {
-    /// The options that would ask for the same with a single encode, history and images aside.
-    pub fn options(&self, shared: &PromptArgs) -> PromptArgs {
-        PromptArgs {
-            meta_instruction: self.meta_instruction.clone().flatten(),
-            no_meta: self.meta_instruction == Some(None),
-            raw: self.raw,
-            bos: self.bos.map(|bos| match bos {
-                Where::PerSegment => Bos::PerSegment,
-                Where::First => Bos::First,
-            }),
-            ..shared.clone()
-        }
-    }
-}
-
-/// Reads a request and checks all that can be checked without a model. `ending` is that of the sequences' files.
-pub fn read(path: &Path, ending: &str) -> Result<Requests> {
-    let bytes = bytes(path)?;
-    let Object(document) = serde_json::from_slice::<Object<Document>>(&bytes).map_err(|e| {
+/// Takes the bytes of the request `path` apart, and checks all that can be checked without a model. `ending` is that of
+/// the sequences' files.
+pub fn parse(bytes: &[u8], path: &Path, ending: &str) -> Result<Requests> {
+    let Object(document) = serde_json::from_slice::<Object<Document>>(bytes).map_err(|e| {
         argument(
             format!("{} is no request: {e}", path.display()),
             "Write {\"images\": {\"a\": \"a.jpg\", ...}, \"sequences\": [{\"prompt\": \"<ImageHere>?\", \"images\": \
@@ -136,20 +117,6 @@ pub fn read(path: &Path, ending: &str) -> Result<Requests> {
         )
     })?;
     check(document, path, ending)
-}
-
-fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    inputs::readable(path)
-        .and_then(|()| File::open(path)?.take(FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|e| inputs::unreadable(path, e, "Check the path of `--request`"))?;
-    if bytes.len() as u64 > FILE_BYTES {
-        return Err(argument(
-            format!("{} has more than {FILE_BYTES} bytes, the limit of a request", path.display()),
-            "Split it into several",
-        ));
-    }
-    Ok(bytes)
 }
 
 fn check(document: Document, path: &Path, ending: &str) -> Result<Requests> {
@@ -223,6 +190,21 @@ fn check(document: Document, path: &Path, ending: &str) -> Result<Requests> {
             .map(|(name, file)| Picture { name: name.clone(), path: folder.join(file) })
             .collect(),
     })
+}
+
+impl Entry {
+    /// Which text segments begin with BOS, if it says so.
+    pub fn bos(&self) -> Option<Bos> {
+        self.bos.map(|bos| match bos {
+            Where::PerSegment => Bos::PerSegment,
+            Where::First => Bos::First,
+        })
+    }
+}
+
+/// An [`Error::Argument`] from its two halves.
+fn argument(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::Argument { problem: problem.into(), remedy: remedy.into() }
 }
 
 /// Names the sequence that an error is about.
@@ -347,12 +329,6 @@ impl<'de> Deserialize<'de> for Entries {
 /// Says where in the document an error is; line and column stay at its end, where they are looked for.
 fn inside<E: de::Error>(place: &str, error: E) -> E {
     E::custom(format!("{place}: {error}"))
-}
-
-/// An image's file that cannot be read, as the system says.
-pub fn unreadable_image(requests: &Requests) -> Option<(usize, io::Error)> {
-    let tries = requests.images.iter().enumerate();
-    tries.map(|(i, image)| (i, inputs::readable(&image.path))).find_map(|(i, tried)| Some((i, tried.err()?)))
 }
 
 #[cfg(test)]

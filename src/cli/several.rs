@@ -9,7 +9,8 @@
 //! two names has some of them.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,9 @@ use imagehere::tokenizer::Tokenizer;
 use imagehere::{Error, ImageProblem, Result, Warning};
 use serde_json::{Value, json};
 
-use super::args::EncodeArgs;
+use super::args::{EncodeArgs, PromptArgs};
 use super::progress::Progress;
-use super::request::{self, Requests, Sequence, within};
+use super::request::{self, Entry, Requests, Sequence, within};
 use super::sink::{Pending, Sink};
 use super::{argument, encode, inputs, json_line, say, show, warn};
 
@@ -49,7 +50,7 @@ struct Outcome<'r> {
 
 /// Runs the command.
 pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
-    let requests = request::read(file, args.format.ending())?;
+    let requests = request::parse(&read(file)?, file, args.format.ending())?;
     let rules = inputs::image_rules(&args.images)?;
     let cache = encode::cache(&args.running)?;
 
@@ -59,7 +60,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let plan = |sequence: &Sequence| plan(args, &planner, &requests, sequence);
     let plans = requests.sequences.iter().map(plan).collect::<Result<Vec<_>>>()?;
     let packed = pack(&requests, &plans)?;
-    if let Some((image, source)) = request::unreadable_image(&requests) {
+    if let Some((image, source)) = unreadable_image(&requests) {
         let remedy =
             "Check the path, which is relative to the request, and that the file may be read".to_owned();
         let problem = ImageProblem::Unreadable(source);
@@ -94,7 +95,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let (hidden, starts) = (buffer.hidden(), buffer.cu_seqlens());
     let mut pending = Vec::new();
     for (s, (sequence, plan)) in requests.sequences.iter().zip(&plans).enumerate() {
-        let prompt = sequence.entry.options(&args.prompt);
+        let prompt = options(&sequence.entry, &args.prompt);
         let record = SequenceRecord {
             plan,
             inputs_embeds: &rows[starts[s] * hidden..starts[s + 1] * hidden],
@@ -126,6 +127,39 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     Ok(outcome.table(dir))
 }
 
+/// Reads the file of a request.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    inputs::readable(path)
+        .and_then(|()| File::open(path)?.take(request::FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|e| inputs::unreadable(path, e, "Check the path of `--request`"))?;
+    if bytes.len() as u64 > request::FILE_BYTES {
+        let limit = request::FILE_BYTES;
+        return Err(argument(
+            format!("{} has more than {limit} bytes, the limit of a request", path.display()),
+            "Split it into several",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// An image's file that cannot be read, as the system says.
+fn unreadable_image(requests: &Requests) -> Option<(usize, io::Error)> {
+    let tries = requests.images.iter().enumerate();
+    tries.map(|(i, image)| (i, inputs::readable(&image.path))).find_map(|(i, tried)| Some((i, tried.err()?)))
+}
+
+/// The options that would ask for the same with a single encode, history and images aside.
+fn options(entry: &Entry, shared: &PromptArgs) -> PromptArgs {
+    PromptArgs {
+        meta_instruction: entry.meta_instruction.clone().flatten(),
+        no_meta: entry.meta_instruction == Some(None),
+        raw: entry.raw,
+        bos: entry.bos(),
+        ..shared.clone()
+    }
+}
+
 /// Lays out one sequence.
 fn plan(
     args: &EncodeArgs,
@@ -135,7 +169,7 @@ fn plan(
 ) -> Result<SequencePlan> {
     let entry = &sequence.entry;
     let names = sequence.images.iter().map(|&image| requests.images[image].name.clone()).collect();
-    let prompt = entry.options(&args.prompt);
+    let prompt = options(entry, &args.prompt);
     inputs::assemble(&prompt, &args.images, entry.prompt.clone(), entry.history.clone(), names)
         .and_then(|request| planner.plan(&request))
         .map_err(|error| within(&sequence.label, error))

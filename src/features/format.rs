@@ -75,18 +75,18 @@ pub(super) struct Stored {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
+pub(super) struct Header {
     #[serde(rename = "__metadata__")]
-    metadata: BTreeMap<String, String>,
-    features: Info,
+    pub metadata: BTreeMap<String, String>,
+    pub features: Info,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Info {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: [u64; 2],
+pub(super) struct Info {
+    pub dtype: String,
+    pub shape: Vec<u64>,
+    pub data_offsets: [u64; 2],
 }
 
 /// Opens a file of `kind` and reads its header.
@@ -294,7 +294,7 @@ fn digest_of_rows(rows: &[f16]) -> String {
 }
 
 /// The digest of shape and metadata, its own place aside.
-fn digest(metadata: &BTreeMap<String, String>, shape: &[u64]) -> String {
+pub(super) fn digest(metadata: &BTreeMap<String, String>, shape: &[u64]) -> String {
     let shape = format!("{shape:?}");
     let lines = metadata.iter().filter(|(key, _)| *key != "digest");
     sha256_of(std::iter::once(shape.as_str()).chain(lines.flat_map(|(key, value)| [key.as_str(), value])))

@@ -21,6 +21,7 @@ use half::f16;
 mod cache;
 mod file;
 mod format;
+pub(crate) mod fuzzing;
 mod preprocessing;
 
 pub use cache::FeatureCache;

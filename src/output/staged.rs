@@ -8,9 +8,11 @@
 //!
 //! Its files are [`AtomicFile`]s in a hidden directory: each is on the disk before it has a name there, and all are
 //! before the directory has its own. A kill can leave the hidden directory behind, with the files that were whole by
-//! then, and never anything under the target's name.
+//! then, and never anything under the target's name. On Unix whoever fills a directory holds a lock on it, which ends
+//! with the process however that ends: the next one that makes the same target removes what nobody holds.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,8 @@ pub struct StagedDir {
     target: PathBuf, // symlinks resolved: replacing a link's directory, not the link
     parent: PathBuf,
     hidden: TempDir,
+    /// Says that somebody fills the directory; `None` where directories cannot be locked.
+    lock: Option<File>,
 }
 
 impl StagedDir {
@@ -59,6 +63,7 @@ impl StagedDir {
         let start = || {
             let (target, parent) = resolve(&asked)?;
             let prefix = hidden_prefix(&target);
+            remove_abandoned(&parent, &prefix);
             let mut builder = tempfile::Builder::new();
             builder.prefix(&prefix).suffix(HIDDEN_SUFFIX);
             #[cfg(unix)]
@@ -67,11 +72,17 @@ impl StagedDir {
                 use std::os::unix::fs::PermissionsExt;
                 builder.permissions(fs::Permissions::from_mode(0o777));
             }
-            let hidden = builder.tempdir_in(&parent)?;
-            Ok((target, parent, hidden))
+            let (hidden, lock) = loop {
+                let hidden = builder.tempdir_in(&parent)?;
+                if let Held::By(lock) = hold(hidden.path()) {
+                    break (hidden, lock);
+                }
+                // Somebody took it for abandoned before it was locked, and removes it: another one, then.
+            };
+            Ok((target, parent, hidden, lock))
         };
         match start() {
-            Ok((target, parent, hidden)) => Ok(Self { asked, target, parent, hidden }),
+            Ok((target, parent, hidden, lock)) => Ok(Self { asked, target, parent, hidden, lock }),
             Err(e) => Err(dir_error(&asked, e)),
         }
     }
@@ -104,15 +115,81 @@ impl StagedDir {
     /// [`Error::Write`] if something has come under that name meanwhile, or the disk fails. Nothing is left behind,
     /// and what is at the target stays.
     pub fn commit(self) -> Result<()> {
-        let Self { asked, target, parent, hidden } = self;
+        let Self { asked, target, parent, hidden, lock } = self;
         sync_dir(hidden.path());
         #[cfg(not(unix))]
         let _ = fs::remove_dir(&target); // only if it is empty; elsewhere the renaming itself replaces it
         fs::rename(hidden.path(), &target).map_err(|e| dir_error(&asked, e))?;
         let _ = hidden.keep(); // there is nothing under that name any more
+        drop(lock);
         sync_dir(&parent);
         Ok(())
     }
+}
+
+/// Whose a directory is.
+enum Held {
+    /// Ours; without a lock where there is no such thing.
+    By(Option<File>),
+    /// Another process's, or nobody's any more.
+    ByAnother,
+}
+
+/// Locks a directory. The lock goes with the process, or with the file that is returned.
+fn hold(dir: &Path) -> Held {
+    if !cfg!(unix) {
+        return Held::By(None);
+    }
+    let file = match File::open(dir) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Held::ByAnother,
+        Err(_) => return Held::By(None),
+    };
+    match file.try_lock() {
+        Ok(()) if is(&file, dir) => Held::By(Some(file)),
+        Ok(()) | Err(TryLockError::WouldBlock) => Held::ByAnother,
+        Err(TryLockError::Error(_)) => Held::By(None), // then nobody can lock it, and nobody removes it
+    }
+}
+
+/// Whether `path` still names the directory that was opened.
+fn is(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |found: fs::Metadata| (found.dev(), found.ino());
+        file.metadata().ok().map(id) == path.symlink_metadata().ok().map(id)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, path);
+        true
+    }
+}
+
+/// Removes the hidden directories of a target that killed processes left. Whatever does not work out stays there: it is
+/// in nobody's way.
+fn remove_abandoned(parent: &Path, prefix: &OsStr) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = is_hidden_name(&name, prefix) && entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if ours && let Held::By(Some(lock)) = hold(&entry.path()) {
+            match fs::remove_dir_all(entry.path()) {
+                Ok(()) => {
+                    tracing::debug!(path = %entry.path().display(), "removed what a killed process left")
+                }
+                Err(error) => tracing::debug!(path = %entry.path().display(), %error, "cannot remove it"),
+            }
+            drop(lock);
+        }
+    }
+}
+
+/// Whether [`StagedDir::create`] gives such names: the prefix, six characters, the suffix.
+fn is_hidden_name(name: &OsStr, prefix: &OsStr) -> bool {
+    let middle = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+    let middle = middle.and_then(|rest| rest.strip_suffix(HIDDEN_SUFFIX.as_bytes()));
+    middle.is_some_and(|middle| middle.len() == 6 && middle.iter().all(u8::is_ascii_alphanumeric))
 }
 
 /// Resolves symlinks and refuses what must not be replaced. Returns the target and the directory around it.
@@ -234,6 +311,30 @@ mod tests {
             assert_eq!(fs::read(&theirs).unwrap(), b"theirs");
         }
         assert_eq!(names(place.path()), ["new-false", "new-true"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_another_fills_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let left = [".new.a1B2c3.tmp", ".new.a1B2c4.tmp"].map(path);
+        left.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        fs::write(left[0].join("half"), "half").unwrap();
+        let others =
+            [".other.a1B2c3.tmp", ".new.mine.tmp", ".new.tmp", "new.a1B2c3.tmp", ".new.a1B2c3.tmq"].map(path);
+        others.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        fs::write(path(".new.a1B2c5.tmp"), "a file").unwrap();
+
+        let first = StagedDir::create(path("new")).unwrap();
+        assert!(left.iter().all(|dir| !dir.exists()));
+        let second = StagedDir::create(path("new")).unwrap();
+        assert!(first.path().is_dir() && second.path().is_dir(), "one that is being filled was removed");
+        add(&first, "a", b"first");
+        drop(second);
+        first.commit().unwrap();
+        assert_eq!(names(&path("new")), ["a"]);
+        assert!(others.iter().all(|dir| dir.is_dir()) && path(".new.a1B2c5.tmp").is_file());
     }
 
     #[cfg(unix)]

@@ -9,6 +9,9 @@ use crate::warning::{Warning, WarningKind};
 /// Terms of a sum that a message spells out; the rest are summed up.
 const TERMS: usize = 24;
 
+/// The most positions of a sequence, whatever the model says of itself: 34 GB of rows of the published model.
+const MOST: usize = 1 << 22;
+
 /// What fills the next positions; the images are numbered in the order in which they appear.
 #[derive(Debug)]
 pub(super) enum Block {
@@ -29,7 +32,7 @@ pub(super) fn lay_out(
         Block::Text { ids, .. } => ids.len(),
         Block::Image => config.patches,
     };
-    // Saturates far beyond any limit, and there is always one: memory, at the very least.
+    // Saturates far beyond any limit, and there is always one.
     let total = blocks.iter().fold(0usize, |sum, block| sum.saturating_add(rows(block)));
     let mut warnings = Vec::new();
     let len = match (length.truncate, config.max_length) {
@@ -45,7 +48,9 @@ pub(super) fn lay_out(
         }
         _ => total,
     };
-    if let Some((limit, limit_source)) = limit(config, length).filter(|&(limit, _)| len > limit) {
+    let own = limit(config, length).filter(|&(limit, _)| len > limit);
+    let any = own.or((len > MOST).then_some((MOST, "the most of any model")));
+    if let Some((limit, limit_source)) = any {
         return Err(too_long(&blocks, rows, len, total, limit, limit_source));
     }
     if let Some(cut) = config.max_length.filter(|&cut| len > cut) {
@@ -144,9 +149,14 @@ fn too_long(
         sum,
         limit,
         limit_source: limit_source.to_owned(),
-        remedy: "Use fewer images or a shorter text, split the request, or raise the limit with `--max-length` if \
-                 the language model can take it"
-            .to_owned(),
+        remedy: match limit < MOST {
+            true => {
+                "Use fewer images or a shorter text, split the request, or raise the limit with `--max-length` if the \
+                 language model can take it"
+            }
+            false => "Use fewer images or a shorter text, or split the request",
+        }
+        .to_owned(),
     }
 }
 
@@ -163,17 +173,17 @@ fn lost(
     for block in blocks {
         match block {
             Block::Text { ids, .. } => {
-                tokens += (offset + ids.len()).saturating_sub(cut.max(offset));
-                offset += ids.len();
+                tokens += ids.len() - cut.saturating_sub(offset).min(ids.len());
+                offset = offset.saturating_add(ids.len());
             }
             Block::Image => {
-                let gone = (offset + config.patches).saturating_sub(cut.max(offset));
+                let gone = config.patches - cut.saturating_sub(offset).min(config.patches);
                 if gone == config.patches {
                     parts.push(format!("all of {}", name(image)));
                 } else if gone > 0 {
                     parts.push(format!("{gone} of the {} rows of {}", config.patches, name(image)));
                 }
-                offset += config.patches;
+                offset = offset.saturating_add(config.patches);
                 image += 1;
             }
         }

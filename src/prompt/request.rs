@@ -118,6 +118,12 @@ impl Request {
         }
     }
 
+    /// Replaces the query.
+    pub(crate) fn with_query(mut self, query: String) -> Self {
+        self.query = query;
+        self
+    }
+
     /// Sets the images by name, in the order of their markers. Names appear in messages only.
     pub fn images(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.images = Images::Named(names.into_iter().map(Into::into).collect());

@@ -14,6 +14,10 @@ pub(super) fn load(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
     let refuse = |problem: String| {
         Error::checkpoint(path, problem, "Put upstream's tokenizer.model beside it; it is preferred")
     };
+    // Where the JSON itself is broken, or nested too deep, inside a decoder, `tokenizers` panics: this looks before.
+    if let Err(error) = serde_json::from_slice::<serde_json::Value>(bytes) {
+        return Err(refuse(format!("it is no JSON: {error}")));
+    }
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
         .map_err(|error| refuse(format!("it is no tokenizer.json that `tokenizers` can read: {error}")))?;
 

@@ -10,6 +10,7 @@
 //! `tokenizer.json` only where there is no `tokenizer.model`. Literals are matched here and not by
 //! `tokenizers`, because whether a control token is one depends on who wrote it: see [`TextPart`].
 
+pub(crate) mod fuzzing;
 mod json;
 mod literals;
 mod protobuf;

@@ -1,0 +1,3 @@
+#![no_main]
+
+imagehere_fuzz::target!("tokenizer_model");

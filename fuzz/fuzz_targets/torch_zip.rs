@@ -1,0 +1,3 @@
+#![no_main]
+
+imagehere_fuzz::target!("torch_zip");
