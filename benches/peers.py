@@ -5,9 +5,10 @@
 
 Random weights (the arithmetic does not care); environment of tests/oracle/requirements.txt. Rounds are
 interleaved: each runs every engine once, so that a busy machine hurts all alike. Reported: best and median wall
-time, GFLOP/s of the best at 0.941 TFLOP per image, and its share of the machine's measured FMA peak. With --ours,
-`imagehere encode` takes part on DIR (made by `imagehere synth vl-7b-vision`), by the `encode_s` that it reports,
-and the last line gives its ratio to the best f32 engine.
+time, GFLOP/s of the best at 0.941 TFLOP per image, its share of the machine's measured peak of f32 multiply-adds (more
+than all of it where products go through AMX), and how far the result is from torch's in f32. With --ours, `imagehere
+encode` takes part on DIR (made by `imagehere synth vl-7b-vision`), by the `encode_s` that it reports, and once more
+without AMX where there is AMX; the last lines give its ratio to the best f32 engine, and its resize beside Pillow's.
 """
 
 import argparse
@@ -135,7 +136,9 @@ def engines(threads, work, wanted):
     out["torch f32 eager"] = torch_run(eager, pixels)
     if "torch f16" in wanted:
         out["torch f16 sdpa"] = torch_run(build("sdpa").half(), pixels.half())
-    if {"onnxruntime", "openvino"} & set(wanted):
+    if "torch bf16" in wanted:
+        out["torch bf16 sdpa"] = torch_run(build("sdpa").bfloat16(), pixels.bfloat16())
+    if {"onnxruntime", "openvino", "openvino bf16"} & set(wanted):
         path = str(work / "tower.onnx")
         torch.onnx.export(eager, (pixels,), path, dynamo=True, input_names=["pixels"], verbose=False)
     if "onnxruntime" in wanted:
@@ -145,16 +148,49 @@ def engines(threads, work, wanted):
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         out["onnxruntime f32"] = lambda: session.run(None, {"pixels": pixels.numpy()})[0]
-    if "openvino" in wanted:
-        import openvino
+    for name, precision in [("openvino", "f32"), ("openvino bf16", "bf16")]:
+        if name in wanted:
+            import openvino
 
-        hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino.Core().compile_model(path, "CPU", hints)
-        out["openvino f32"] = lambda: compiled([pixels.numpy()])[0]
+            hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+            compiled = openvino.Core().compile_model(path, "CPU", hints)
+            out[f"openvino {precision}"] = lambda compiled=compiled: compiled([pixels.numpy()])[0]
     return out
 
 
-def ours(binary, model, work, threads):
+def has_amx():
+    """Whether Linux lists AMX-BF16 among the CPU's flags."""
+    try:
+        return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def resize(binary, model, work):
+    """Best seconds of Pillow's BICUBIC from 1920x1080 to 490x490, and of ours; one thread each, in turn."""
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    file = work / "hd.png"
+    picture.save(file, compress_level=1)
+    command = [binary, "bench", "--model", model, "--image", file, "--threads", "1", "--repeat", "2", "--device", "cpu",
+               "--json"]  # fmt: skip
+    pillow, mine = [], []
+    for _ in range(3):
+        for _ in range(20):
+            start = time.perf_counter()
+            picture.resize((490, 490), Image.Resampling.BICUBIC)
+            pillow.append(time.perf_counter() - start)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"imagehere bench failed ({done.returncode}):\n{done.stderr}")
+        mine.append(next(row for row in json.loads(done.stdout)["rows"] if row["name"] == "resize")["best_s"])
+    return min(pillow), min(mine)
+
+
+def ours(binary, model, work, threads, **more):
     """A function that runs `imagehere encode` once and returns its report."""
     from PIL import Image
 
@@ -162,7 +198,7 @@ def ours(binary, model, work, threads):
     Image.linear_gradient("L").resize((490, 490)).convert("RGB").save(picture)
     command = [binary, "encode", "--model", model, "--raw", "--prompt", "<ImageHere>", "--image", picture,
                "--out", work / "out.safetensors", "--device", "cpu", "--json"]  # fmt: skip
-    environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
+    environment = os.environ | {"RAYON_NUM_THREADS": str(threads)} | more
 
     def run():
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -180,7 +216,7 @@ def main():
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--ours", type=pathlib.Path, metavar="BINARY")
     parser.add_argument("--model", type=pathlib.Path, metavar="DIR")
-    parser.add_argument("--engines", default="torch f16,onnxruntime,openvino", help="beside torch f32")
+    parser.add_argument("--engines", default="torch f16,torch bf16,onnxruntime,openvino,openvino bf16", help="beside torch f32")
     args = parser.parse_args()
     if bool(args.ours) != bool(args.model):
         parser.error("--ours and --model go together")
@@ -191,15 +227,20 @@ def main():
         runs = engines(args.threads, work, args.engines.split(","))
         import numpy as np
 
-        reports, times, first, skip = [], {name: [] for name in runs}, None, set()
+        reports, times, errors, first, skip = [], {name: [] for name in runs}, {}, None, set()
         for name, run in runs.items():  # warm up, and check that all compute the same
             start = time.perf_counter()
             result = run()
             skip |= {name} if time.perf_counter() - start > 60 else set()  # measured once below, not every round
             first = result if first is None else first
             error = float(np.linalg.norm(result - first) / np.linalg.norm(first))
-            assert error < (5e-3 if "f16" in name else 1e-4), (name, error)
-        mine = ours(args.ours, args.model, work, args.threads) if args.ours else None
+            errors[name] = error
+            bound = next(bound for dtype, bound in [("bf16", 5e-2), ("f16", 5e-3), ("f32", 1e-4)] if dtype in name)
+            assert error < bound, (name, error)
+        mine, without = None, None
+        if args.ours:
+            mine = ours(args.ours, args.model, work, args.threads)
+            without = ours(args.ours, args.model, work, args.threads, IMAGEHERE_CPU_ISA="avx512") if has_amx() else None
         for i in range(args.rounds):
             for name, run in runs.items():
                 if name in skip and i > 0:
@@ -211,29 +252,35 @@ def main():
             if mine:
                 reports.append(mine())
                 times.setdefault("imagehere fp16", []).append(reports[-1]["timings"]["encode_s"])
+            if without:
+                times.setdefault("imagehere no AMX", []).append(without()["timings"]["encode_s"])
         if peak:
             peak = max(peak, fma_peak(args.threads))  # the machine may have been busy
+        pillow, resized = resize(args.ours, args.model, work) if mine else (None, None)
     rows = []
     for name, seconds in sorted(times.items(), key=lambda item: min(item[1])):
         best = min(seconds)
         gflops = TFLOP * 1000 / best
         rows.append(dict(engine=name, best_s=best, median_s=statistics.median(seconds), runs=len(seconds), gflops=gflops,
-                         share_of_peak=gflops / peak if peak else None))  # fmt: skip
+                         share_of_peak=gflops / peak if peak else None, error=errors.get(name)))  # fmt: skip
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, FMA peak "
           + (f"{peak:.0f} GFLOP/s" if peak else "unknown"))  # fmt: skip
-    print(f"{'engine':18} {'best s':>8} {'median s':>9} {'GFLOP/s':>8} {'of peak':>8}")
+    print(f"{'engine':18} {'best s':>8} {'median s':>9} {'GFLOP/s':>8} {'of peak':>8} {'to torch f32':>13}")
     for r in rows:
         share = f"{r['share_of_peak']:8.0%}" if peak else f"{'':8}"
-        print(f"{r['engine']:18} {r['best_s']:8.2f} {r['median_s']:9.2f} {r['gflops']:8.0f} {share}")
+        error = f"{r['error']:13.1e}" if r["error"] is not None else ""
+        print(f"{r['engine']:18} {r['best_s']:8.2f} {r['median_s']:9.2f} {r['gflops']:8.0f} {share} {error}")
     document = dict(threads=args.threads, tflop_per_image=TFLOP, fma_peak_gflops=peak, engines=rows)
     if mine:
         f32 = [r for r in rows if r["engine"].endswith("f32") or "f32 " in r["engine"]]
-        us = next(r for r in rows if r["engine"].startswith("imagehere"))
+        us = next(r for r in rows if r["engine"] == "imagehere fp16")
         document["ratio_best"] = us["best_s"] / min(r["best_s"] for r in f32)
         document["ratio_median"] = us["median_s"] / min(r["median_s"] for r in f32)
         document["peak_bytes"] = max(r["peak_bytes"] for r in reports)
         print(f"imagehere / best f32 engine: {document['ratio_best']:.2f} (best), {document['ratio_median']:.2f} (median); "
               f"peak memory {document['peak_bytes'] / 1e9:.2f} GB; open {reports[-1]['timings']['open_s']:.2f} s")  # fmt: skip
+        document |= dict(resize_hd_s=resized, resize_hd_pillow_s=pillow)
+        print(f"1920x1080 to 490x490: {resized * 1e3:.2f} ms, Pillow {pillow * 1e3:.2f} ms: {pillow / resized:.2f} times as fast")
     if args.json:
         args.json.write_text(json.dumps(document, indent=1) + "\n")
 
