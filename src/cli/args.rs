@@ -6,6 +6,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use imagehere::backend::Device;
 use imagehere::convert::Layout;
 use imagehere::image::{Alpha, Exif, Resample};
+use imagehere::picture::Map;
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
 
@@ -66,7 +67,9 @@ pub enum Command {
     /// With --features, the images are those of files that `imagehere features` wrote: nothing is decoded and no tower is
     /// run. With --feature-cache, the tower is run for images that are not in a directory of features yet. The sequence is
     /// the same, byte for byte.
-    Encode(EncodeArgs),
+    ///
+    /// With --picture, a PNG shows each image beside a map of its features, over the layout; with --features the maps alone.
+    Encode(Box<EncodeArgs>),
     /// Encode images once and keep their features, for `encode --features`
     ///
     /// The file holds `features` F16 [N,P,H]; in its metadata the checkpoint's fingerprint, how files became pixels, and
@@ -135,6 +138,15 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "F.safetensors", num_args = 1.., action = ArgAction::Append)]
     #[arg(help_heading = "Features", conflicts_with_all = ["image", "request", "feature_cache"])]
     pub features: Vec<PathBuf>,
+
+    /// Draw the sequence to this PNG as well: each image beside a map of its features, over the layout
+    #[arg(long, value_name = "F.png", help_heading = "Picture", conflicts_with = "request")]
+    pub picture: Option<PathBuf>,
+
+    /// What the maps show: an image's first three principal components as red, green and blue (pca), or the norm of each
+    /// row (norm) [default: pca]
+    #[arg(long, value_name = "MAP", value_parser = map, requires = "picture", help_heading = "Picture")]
+    pub picture_map: Option<Map>,
 
     /// Where and how to run.
     #[command(flatten)]
@@ -464,6 +476,10 @@ fn preset(text: &str) -> Result<Preset, String> {
 
 fn format(text: &str) -> Result<Format, String> {
     pick(text, &[("bin", Format::Bin), ("safetensors", Format::Safetensors)])
+}
+
+fn map(text: &str) -> Result<Map, String> {
+    pick(text, &[("pca", Map::Components), ("norm", Map::Norm)])
 }
 
 fn layout(text: &str) -> Result<Layout, String> {
