@@ -93,6 +93,11 @@ pub enum Command {
     /// `CLIPVisionModel.from_pretrained(DIR)` loads the tower, and projector.safetensors and
     /// token_embedding.safetensors are state dicts of a Sequential(Linear, GELU, Linear) and an Embedding.
     Convert(ConvertArgs),
+    /// Measure every step of an encode, on your checkpoint and your images
+    ///
+    /// Decode, resize and, on the CPU, each kind of step of tower and projector: median and best of several runs, beside
+    /// what the machine's units of multiply-adds reach at most. Every run's sequence is checked.
+    Bench(BenchArgs),
     /// Make a random checkpoint in the upstream layout, for tests and measurements
     ///
     /// Names, shapes and formats are those of the published model; the values are noise, the same for the
@@ -365,6 +370,38 @@ pub struct ConvertArgs {
     pub saturate: bool,
 
     /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `imagehere bench`
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// The images of each run, all in one sequence; - is stdin [default: one that is drawn]
+    #[arg(long = "image", value_name = "F", num_args = 1.., action = ArgAction::Append)]
+    pub image: Vec<PathBuf>,
+
+    /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+
+    /// Threads to use on the CPU [default: one per core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+
+    /// Runs to measure, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub repeat: usize,
+
+    /// Clamp weights beyond fp16's 65504 and count them, instead of refusing the checkpoint
+    #[arg(long)]
+    pub saturate: bool,
+
+    /// Print one JSON object: each step with the seconds of every run, operations, shares of the peak
     #[arg(long)]
     pub json: bool,
 }

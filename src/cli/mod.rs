@@ -8,7 +8,7 @@
 //! | [`kept`] | the files of `--features` |
 //! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
 //! | [`picture`] | the picture of `--picture` |
-//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`synth`], [`demo`] | the commands |
+//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`bench`], [`synth`], [`demo`] | the commands |
 //! | [`scenes`] | what is drawn where there is no image |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use imagehere::{Category, Error, Result, Warning};
 
 mod args;
+pub mod bench;
 pub mod convert;
 pub mod demo;
 pub mod encode;
