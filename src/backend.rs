@@ -10,6 +10,7 @@ use std::time::Duration;
 use half::f16;
 
 use crate::checkpoint::EmbeddingTable;
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::image::{DecodeOptions, ImageSource, Resample};
 use crate::sequence::{RowsMut, SequenceBuffer};
@@ -195,10 +196,99 @@ pub struct Observer<'a> {
     pub progress: Option<&'a mut (dyn FnMut(f32) + Send)>,
     /// Called with each stage's output of each image, in order; makes the run slower.
     pub trace: Option<&'a mut TraceFn<'a>>,
+    /// Called after each step of a group of images with the time it took; devices that do not know it never call.
+    pub timing: Option<&'a mut TimingFn<'a>>,
 }
 
 /// Receives a stage's output: the image's index, the stage, and the values, row-major.
 pub type TraceFn<'a> = dyn FnMut(usize, Stage, &[f16]) + Send + 'a;
+
+/// Receives what was done and how long it took, for a whole group of images.
+pub type TimingFn<'a> = dyn FnMut(Op, Duration) + Send + 'a;
+
+/// What the tower and the projector are made of, in order; those of a block come once for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Pixels to normalised patches.
+    Patches,
+    /// The patch embedding, with class token and positions.
+    PatchEmbedding,
+    /// The norm before the blocks.
+    PreNorm,
+    /// A block's norm before attention.
+    Norm1,
+    /// Queries, keys and values.
+    Qkv,
+    /// Attention.
+    Attention,
+    /// The linear layer after attention, and the sum.
+    AttentionOut,
+    /// A block's norm before the MLP.
+    Norm2,
+    /// The first layer of the MLP, with its activation.
+    Fc1,
+    /// The second layer of the MLP, and the sum.
+    Fc2,
+    /// The projector's first layer, with its activation.
+    ProjectorHidden,
+    /// The projector's second layer, into the sequence.
+    ProjectorOut,
+}
+
+impl Op {
+    /// All of them, in order.
+    pub const ALL: [Self; 12] = [
+        Self::Patches,
+        Self::PatchEmbedding,
+        Self::PreNorm,
+        Self::Norm1,
+        Self::Qkv,
+        Self::Attention,
+        Self::AttentionOut,
+        Self::Norm2,
+        Self::Fc1,
+        Self::Fc2,
+        Self::ProjectorHidden,
+        Self::ProjectorOut,
+    ];
+
+    /// Returns the name, as tables have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Patches => "patches",
+            Self::PatchEmbedding => "patch_embedding",
+            Self::PreNorm => "pre_norm",
+            Self::Norm1 => "norm1",
+            Self::Qkv => "qkv",
+            Self::Attention => "attention",
+            Self::AttentionOut => "attention_out",
+            Self::Norm2 => "norm2",
+            Self::Fc1 => "fc1",
+            Self::Fc2 => "fc2",
+            Self::ProjectorHidden => "projector_hidden",
+            Self::ProjectorOut => "projector_out",
+        }
+    }
+
+    /// Returns the floating point operations of its matrix products, two for a multiply-add, for one image and all
+    /// blocks; 0 for what has none and is limited by memory.
+    pub fn flop(self, config: &ModelConfig) -> u64 {
+        let ModelConfig { patches, tokens, width, mlp_width, projector_width, hidden_size, .. } = *config;
+        let product = |rows: usize, k: usize, n: usize| 2 * rows as u64 * k as u64 * n as u64;
+        let layers = config.layers as u64;
+        match self {
+            Self::Patches | Self::PreNorm | Self::Norm1 | Self::Norm2 => 0,
+            Self::PatchEmbedding => product(patches, config.patch_len(), width),
+            Self::Qkv => layers * product(tokens, width, 3 * width),
+            // Every query with every key, and every weight with every value.
+            Self::Attention => layers * 2 * product(tokens, width, tokens),
+            Self::AttentionOut => layers * product(tokens, width, width),
+            Self::Fc1 | Self::Fc2 => layers * product(tokens, width, mlp_width),
+            Self::ProjectorHidden => product(patches, width, projector_width),
+            Self::ProjectorOut => product(patches, projector_width, hidden_size),
+        }
+    }
+}
 
 /// The stages that every backend can show, in order. Shapes are those of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -216,7 +306,20 @@ pub enum Stage {
 
 #[cfg(test)]
 mod tests {
-    use super::numerics;
+    use super::{Op, numerics};
+
+    #[test]
+    fn the_published_model_takes_941_gflop_an_image() {
+        let config = crate::cpu::bench::full();
+        let flop: u64 = Op::ALL.iter().map(|op| op.flop(&config)).sum();
+        assert_eq!(flop / 1_000_000_000, 941, "{flop}");
+        // By hand: 24 layers, T 1226, C 1024.
+        assert_eq!(Op::Qkv.flop(&config), 24 * 2 * 1226 * 1024 * 3072);
+        assert_eq!(Op::Attention.flop(&config), 24 * 16 * 2 * 2 * 1226 * 1226 * 64);
+        assert_eq!(Op::ProjectorOut.flop(&config), 2 * 1225 * 4096 * 4096);
+        let names: std::collections::HashSet<_> = Op::ALL.iter().map(|op| op.name()).collect();
+        assert_eq!(names.len(), Op::ALL.len());
+    }
 
     #[test]
     fn numerics_are_a_description_without_what_changes_no_bit() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use half::f16;
 
-use crate::backend::{Backend, Device, Job, Observer, Pictures, Stage, Work};
+use crate::backend::{Backend, Device, Job, Observer, Op, Pictures, Stage, Work};
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
@@ -342,11 +342,29 @@ impl Encoder {
     ) -> Result<EncodeReport> {
         let packed = plan.into();
         check_image_count(&packed, images.len())?;
-        let mut observer = Observer { progress: Some(progress), trace: None };
+        let mut observer = Observer { progress: Some(progress), ..Observer::default() };
         match self.cache {
             Some(_) => self.fill_by_pixels(&packed, images, sequence, &mut observer),
             None => self.fill(&packed, images, &[], sequence, &mut observer),
         }
+    }
+
+    /// As [`Encoder::encode_into`], telling `timing` how long each step of the tower took, for a group of images at a time:
+    /// for measurements. The CPU tells; GPUs, where steps overlap, do not. No feature cache is asked.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_into`].
+    pub fn encode_timed<'p>(
+        &self,
+        plan: impl Into<PackedPlan<'p>>,
+        images: &[ImageSource<'_>],
+        sequence: &mut SequenceBuffer<'_>,
+        timing: &mut (dyn FnMut(Op, Duration) + Send),
+    ) -> Result<EncodeReport> {
+        let packed = plan.into();
+        check_image_count(&packed, images.len())?;
+        let mut observer = Observer { timing: Some(timing), ..Observer::default() };
+        self.fill(&packed, images, &[], sequence, &mut observer)
     }
 
     /// Encodes images and keeps their features, to be placed later by [`Encoder::place_into`].
@@ -406,7 +424,7 @@ impl Encoder {
         trace: &mut (dyn FnMut(Stage, &[f16]) + Send),
     ) -> Result<Features> {
         let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
-        let mut observer = Observer { progress: None, trace: Some(&mut show) };
+        let mut observer = Observer { trace: Some(&mut show), ..Observer::default() };
         let (mut features, _) = self.encode_features(std::slice::from_ref(image), &mut observer)?;
         features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
     }

@@ -30,6 +30,7 @@
 //! | `cuda` | the answer of NVIDIA GPUs, in kernels of its own: launchers named as the files of `kernels/` |
 //! | [`output`] | files that appear whole; sequences to files |
 //! | [`features`] | one image's rows as a value, in a file, in a cache |
+//! | [`picture`] | a sequence as a picture for people |
 //! | [`encoder`] | the façade |
 //! | [`convert`] | what encoding needs of a checkpoint, as fp16 safetensors |
 //! | [`synth`] | random checkpoints in the upstream layout |
@@ -75,6 +76,7 @@ pub mod fuzzing;
 pub mod image;
 pub mod output;
 pub mod packing;
+pub mod picture;
 pub mod prompt;
 pub mod sequence;
 pub mod synth;

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         cli::Command::Preprocess(args) => cli::preprocess::run(args),
         cli::Command::Inspect(args) => cli::inspect::run(args),
         cli::Command::Convert(args) => cli::convert::run(args),
+        cli::Command::Bench(args) => cli::bench::run(args),
         cli::Command::Synth(args) => cli::synth::run(args),
         cli::Command::Demo(args) => cli::demo::run(args),
         cli::Command::Completions(args) => cli::shell::completions(args),

@@ -98,12 +98,20 @@ fn the_demo_runs_from_nothing_and_again() {
         support::Ended::of(output).ok()
     };
     let first = run();
-    for part in ["made ", "drew ", "$ imagehere encode ", "= 50 in 2 images + ", "encode ", "wrote "] {
+    for part in [
+        "made ",
+        "drew ",
+        "$ imagehere encode ",
+        "= 50 in 2 images + ",
+        "encode ",
+        "wrote ",
+        "drew imagehere-demo/picture.png (",
+    ] {
         assert!(first.contains(part), "no {part:?} in {first}");
     }
     assert!(run().contains("found "));
     let at = place.path("imagehere-demo");
-    assert_eq!(names(&at), ["house.png", "model", "sequence.safetensors", "sunset.png"]);
+    assert_eq!(names(&at), ["house.png", "model", "picture.png", "sequence.safetensors", "sunset.png"]);
 
     // The printed command can be typed, and does the same.
     let before = fs::read(at.join("sequence.safetensors")).unwrap();
@@ -122,9 +130,18 @@ fn the_demo_runs_from_nothing_and_again() {
 #[test]
 fn help_teaches_and_version_tells() {
     let text = imagehere(["--help"]).ok();
-    for part in
-        ["encode", "plan", "preprocess", "inspect", "convert", "synth", "demo", "Examples:", "Exit status"]
-    {
+    for part in [
+        "encode",
+        "plan",
+        "preprocess",
+        "inspect",
+        "convert",
+        "synth",
+        "bench",
+        "demo",
+        "Examples:",
+        "Exit status",
+    ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     let text = imagehere(["encode", "--help"]).ok();
@@ -148,6 +165,8 @@ fn help_teaches_and_version_tells() {
         "--resample",
         "--compat",
         "--device",
+        "--picture",
+        "--picture-map",
         "--json",
     ] {
         assert!(text.contains(option), "no {option} in {text}");

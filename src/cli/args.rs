@@ -6,6 +6,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use imagehere::backend::Device;
 use imagehere::convert::Layout;
 use imagehere::image::{Alpha, Exif, Resample};
+use imagehere::picture::Map;
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
 
@@ -66,7 +67,9 @@ pub enum Command {
     /// With --features, the images are those of files that `imagehere features` wrote: nothing is decoded and no tower is
     /// run. With --feature-cache, the tower is run for images that are not in a directory of features yet. The sequence is
     /// the same, byte for byte.
-    Encode(EncodeArgs),
+    ///
+    /// With --picture, a PNG shows each image beside a map of its features, over the layout; with --features the maps alone.
+    Encode(Box<EncodeArgs>),
     /// Encode images once and keep their features, for `encode --features`
     ///
     /// The file holds `features` F16 [N,P,H]; in its metadata the checkpoint's fingerprint, how files became pixels, and
@@ -90,6 +93,11 @@ pub enum Command {
     /// `CLIPVisionModel.from_pretrained(DIR)` loads the tower, and projector.safetensors and
     /// token_embedding.safetensors are state dicts of a Sequential(Linear, GELU, Linear) and an Embedding.
     Convert(ConvertArgs),
+    /// Measure every step of an encode, on your checkpoint and your images
+    ///
+    /// Decode, resize and, on the CPU, each kind of step of tower and projector: median and best of several runs, beside
+    /// what the machine's units of multiply-adds reach at most. Every run's sequence is checked.
+    Bench(BenchArgs),
     /// Make a random checkpoint in the upstream layout, for tests and measurements
     ///
     /// Names, shapes and formats are those of the published model; the values are noise, the same for the
@@ -143,6 +151,15 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "F.safetensors", num_args = 1.., action = ArgAction::Append)]
     #[arg(help_heading = "Features", conflicts_with_all = ["image", "request", "feature_cache"])]
     pub features: Vec<PathBuf>,
+
+    /// Draw the sequence to this PNG as well: each image beside a map of its features, over the layout
+    #[arg(long, value_name = "F.png", help_heading = "Picture", conflicts_with = "request")]
+    pub picture: Option<PathBuf>,
+
+    /// What the maps show: an image's first three principal components as red, green and blue (pca), or the norm of each
+    /// row (norm) [default: pca]
+    #[arg(long, value_name = "MAP", value_parser = map, requires = "picture", help_heading = "Picture")]
+    pub picture_map: Option<Map>,
 
     /// Where and how to run.
     #[command(flatten)]
@@ -365,6 +382,38 @@ pub struct ConvertArgs {
     pub json: bool,
 }
 
+/// `imagehere bench`
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// The checkpoint directory, as the Hub holds it
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// The images of each run, all in one sequence; - is stdin [default: one that is drawn]
+    #[arg(long = "image", value_name = "F", num_args = 1.., action = ArgAction::Append)]
+    pub image: Vec<PathBuf>,
+
+    /// Where to run: auto, cpu, cuda, cuda:N, several GPUs as in cuda:0,1, or cuda:all
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+
+    /// Threads to use on the CPU [default: one per core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+
+    /// Runs to measure, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub repeat: usize,
+
+    /// Clamp weights beyond fp16's 65504 and count them, instead of refusing the checkpoint
+    #[arg(long)]
+    pub saturate: bool,
+
+    /// Print one JSON object: each step with the seconds of every run, operations, shares of the peak
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `imagehere synth`
 #[derive(Debug, clap::Args)]
 pub struct SynthArgs {
@@ -488,6 +537,10 @@ fn preset(text: &str) -> Result<Preset, String> {
 
 fn format(text: &str) -> Result<Format, String> {
     pick(text, &[("bin", Format::Bin), ("safetensors", Format::Safetensors)])
+}
+
+fn map(text: &str) -> Result<Map, String> {
+    pick(text, &[("pca", Map::Components), ("norm", Map::Norm)])
 }
 
 fn layout(text: &str) -> Result<Layout, String> {

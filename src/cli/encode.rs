@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use imagehere::checkpoint::{Checkpoint, RangePolicy};
 use imagehere::encoder::{EncodeReport, Encoder, EncoderOptions};
 use imagehere::features::FeatureCache;
-use imagehere::image::{DecodeOptions, Resample};
+use imagehere::image::{DecodeOptions, Resample, RgbImage};
 use imagehere::output::safetensors::SequenceRecord;
+use imagehere::picture::{Map, PictureRecord};
 use imagehere::prompt::{Planner, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
 use imagehere::tokenizer::Tokenizer;
@@ -20,7 +21,7 @@ use super::args::{Compat, EncodeArgs, ImageArgs, PromptArgs, RunningArgs};
 use super::kept::Kept;
 use super::progress::Progress;
 use super::sink::Sink;
-use super::{argument, colour, inputs, json_line, several, show, warn};
+use super::{argument, colour, inputs, json_line, picture, several, show, warn};
 
 /// What an encode did, for table and JSON.
 pub struct Outcome {
@@ -36,6 +37,7 @@ pub struct Outcome {
     pub format: Sink,
     pub out: PathBuf,
     pub bytes: u64,
+    pub picture: Option<picture::Drawn>,
 }
 
 /// Runs the command.
@@ -62,6 +64,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let cache = cache(&args.running)?;
     let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
     args.format.check(&out)?;
+    picture::check(args, &out)?;
 
     let opening = Instant::now();
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
@@ -83,7 +86,8 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     };
     let of_images = report.warnings.clone();
     let done = Done { plan, encoder, names, report, open, placed: 0 };
-    done.write(args, &sequence, &[], &of_images, out)
+    let side = done.encoder.config().image_size;
+    done.write(args, &sequence, &[], &of_images, out, || picture::squares(args, &images, side, &rules))
 }
 
 /// As [`encode`], from features that are there: nothing is decoded, no weight of the tower is read.
@@ -93,6 +97,7 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     let rules = inputs::image_rules(&args.images)?;
     let out = args.out.clone().ok_or_else(|| argument("there is no target", "Give `--out`"))?;
     args.format.check(&out)?;
+    picture::check(args, &out)?;
 
     let opening = Instant::now();
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
@@ -110,7 +115,7 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     let mut report = EncodeReport::default();
     report.encode = placing.elapsed();
     let done = Done { plan, encoder, names, report, open, placed: features.len() };
-    done.write(args, &sequence, &of_weights, &of_images, out)
+    done.write(args, &sequence, &of_weights, &of_images, out, || Ok(vec![]))
 }
 
 /// A sequence that is there and not yet written.
@@ -124,7 +129,8 @@ struct Done {
 }
 
 impl Done {
-    /// Checks the sequence and writes it, with all that is to be said about it.
+    /// Checks the sequence and writes it, with all that is to be said about it, and the picture, if there is to be one, of
+    /// which `squares` makes the pixels.
     fn write(
         self,
         args: &EncodeArgs,
@@ -132,14 +138,25 @@ impl Done {
         of_weights: &[Warning],
         of_images: &[Warning],
         out: PathBuf,
+        squares: impl FnOnce() -> Result<Vec<RgbImage>>,
     ) -> Result<Outcome> {
         let Self { plan, encoder, names, report, open, placed } = self;
         let verified = sequence.verify()?;
         let warnings = [&plan.warnings, encoder.warnings(), of_weights, of_images].concat();
 
-        let writing = Instant::now();
         let rows =
             sequence.as_slice().ok_or_else(|| Error::Internal("an owned buffer with gaps".to_owned()))?;
+        let shown = PictureRecord {
+            plan: &plan,
+            inputs_embeds: rows,
+            hidden: sequence.hidden(),
+            grid: encoder.config().grid,
+            names: &names,
+            pixels: &[],
+            map: Map::default(),
+        };
+        let drawn = picture::stage(args, shown, squares)?;
+        let writing = Instant::now();
         let record = SequenceRecord {
             plan: &plan,
             inputs_embeds: rows,
@@ -149,6 +166,7 @@ impl Done {
         let (pending, bytes) = args.format.stage(&out, &record)?;
         pending.commit()?;
         let write = writing.elapsed();
+        let picture = picture::commit(drawn, &out)?;
         let format = args.format;
         Ok(Outcome {
             plan,
@@ -163,6 +181,7 @@ impl Done {
             format,
             out,
             bytes,
+            picture,
         })
     }
 }
@@ -259,6 +278,10 @@ impl Outcome {
         object["format"] = json!(self.format.name());
         object["out"] = json!(self.out.to_string_lossy());
         object["bytes"] = json!(self.bytes);
+        if let Some(picture) = &self.picture {
+            object["timings"]["picture_s"] = json!(picture.time.as_secs_f64());
+            object["picture"] = picture.json();
+        }
         object
     }
 
@@ -268,6 +291,11 @@ impl Outcome {
             show::layout(&self.plan, self.encoder.config(), &self.names, colour(&std::io::stdout()));
         out += &show::costs(self.open, &self.report, self.placed, self.write, &self.encoder.describe());
         let _ = writeln!(out, "wrote {} ({})", self.out.display(), show::bytes(self.bytes));
+        if let Some(picture) = &self.picture {
+            let (path, bytes, time) =
+                (picture.out.display(), show::bytes(picture.bytes), show::time(picture.time));
+            let _ = writeln!(out, "drew {path} ({bytes}) in {time}");
+        }
         out
     }
 }

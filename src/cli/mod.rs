@@ -7,7 +7,9 @@
 //! | [`request`] | the file of `--request`: images, and the sequences that share them |
 //! | [`kept`] | the files of `--features` |
 //! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
-//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`synth`], [`demo`] | the commands |
+//! | [`picture`] | the picture of `--picture` |
+//! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`bench`], [`synth`], [`demo`] | the commands |
+//! | [`scenes`] | what is drawn where there is no image |
 //! | [`shell`] | completions and manual pages, made from the options |
 //! | [`show`] | layouts as table, strip and JSON; sizes and times for people |
 //! | [`progress`] | bars, on a terminal and after a second only |
@@ -22,6 +24,7 @@ use std::process::ExitCode;
 use imagehere::{Category, Error, Result, Warning};
 
 mod args;
+pub mod bench;
 pub mod convert;
 pub mod demo;
 pub mod encode;
@@ -29,10 +32,12 @@ pub mod features;
 pub mod inputs;
 pub mod inspect;
 mod kept;
+mod picture;
 pub mod plan;
 pub mod preprocess;
 mod progress;
 mod request;
+mod scenes;
 mod several;
 pub mod shell;
 mod show;
@@ -111,6 +116,16 @@ fn print(text: &str) -> Result<()> {
 /// An [`Error::Argument`] from its two halves.
 fn argument(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::Argument { problem: problem.into(), remedy: remedy.into() }
+}
+
+/// Runs `work` on so many threads, or on all.
+fn in_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let Some(threads) = threads else { return Ok(work()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| {
+        argument(format!("cannot start {threads} threads: {error}"), "Ask for fewer with `--threads`")
+    })?;
+    Ok(pool.install(work))
 }
 
 /// Turns a value into one line of JSON.

@@ -16,7 +16,9 @@ use std::time::Instant;
 use half::f16;
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Job, Observer, Pictures, Stage, Targets, TokenEmbeddings, TraceFn, Work};
+use crate::backend::{
+    Backend, Job, Observer, Op, Pictures, Stage, Targets, TimingFn, TokenEmbeddings, TraceFn, Work,
+};
 use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
@@ -186,12 +188,15 @@ impl CpuBackend {
             all: wanted.len() * tower::steps(&self.config),
             progress: observer.progress.as_deref_mut(),
             trace: observer.trace.as_deref_mut(),
+            timing: observer.timing.as_deref_mut(),
+            since: Instant::now(),
         };
         // Groups of equal size.
         let most = (GROUP_ROWS / self.config.tokens).max(1);
         let size = wanted.len().div_ceil(wanted.len().div_ceil(most).max(1)).max(1);
         for group in wanted.chunks(size) {
             watcher.group = group;
+            watcher.since = Instant::now();
             let cut = |all: &mut [f16]| {
                 for (&i, patches) in group.iter().zip(all.chunks_exact_mut(patches_len)) {
                     self.pixels.cut(images[i], grid, patch, patches);
@@ -274,6 +279,8 @@ struct Watcher<'a, 'b, 'c> {
     all: usize,
     progress: Option<&'b mut (dyn FnMut(f32) + Send + 'c)>,
     trace: Option<&'b mut TraceFn<'c>>,
+    timing: Option<&'b mut TimingFn<'c>>,
+    since: Instant, // when the last op was done
 }
 
 impl Watch for Watcher<'_, '_, '_> {
@@ -292,6 +299,14 @@ impl Watch for Watcher<'_, '_, '_> {
         self.done += self.group.len();
         if let Some(progress) = &mut self.progress {
             progress(self.done as f32 / self.all as f32);
+        }
+    }
+
+    fn op(&mut self, op: Op) {
+        if let Some(timing) = &mut self.timing {
+            let now = Instant::now();
+            timing(op, now - self.since);
+            self.since = now;
         }
     }
 }

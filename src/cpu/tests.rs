@@ -134,7 +134,7 @@ fn fills_every_target_and_touches_nothing_else() {
     let views: Vec<RgbView<'_>> = pictures.iter().map(RgbImage::view).collect();
     let mut seen = Vec::new();
     let mut trace = |image: usize, _: Stage, _: &[f16]| seen.push(image);
-    let mut job = Observer { trace: Some(&mut trace), progress: None };
+    let mut job = Observer { trace: Some(&mut trace), ..Observer::default() };
     backend.encode_images(&views, targets, &mut job).unwrap();
     assert!(!seen.contains(&2), "an image without a target is not encoded");
 
@@ -164,7 +164,7 @@ fn shows_each_stage_of_each_image_in_order() {
         seen.push((image, stage, values.len()));
     };
     let mut progress = |done: f32| steps.push(done);
-    let mut job = Observer { trace: Some(&mut trace), progress: Some(&mut progress) };
+    let mut job = Observer { trace: Some(&mut trace), progress: Some(&mut progress), ..Observer::default() };
     backend.encode_images(&views, targets, &mut job).unwrap();
     let hidden = config.tokens * config.width;
     let stages = [

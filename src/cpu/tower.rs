@@ -30,7 +30,7 @@ use super::operand::{Operand, Rows, Sink};
 use super::packed::{Layer, Weights};
 use super::scratch::Scratch;
 use super::simd::Machine;
-use crate::backend::Stage;
+use crate::backend::{Op, Stage};
 use crate::config::ModelConfig;
 use crate::sequence::RowsMut;
 
@@ -48,6 +48,8 @@ pub(crate) trait Watch {
     fn stage<'v>(&mut self, stage: Stage, values: impl FnOnce() -> Cow<'v, [f16]>);
     /// One of [`steps`] is done.
     fn step(&mut self);
+    /// An op is done for the group, the one after the op told before.
+    fn op(&mut self, _: Op) {}
 }
 
 /// Steps that [`encode_group`] reports: each block, and the projector.
@@ -76,6 +78,7 @@ pub(crate) fn encode_group(
 
     let pixels = wide.rows_mut(images * patches, config.patch_len()); // [B · P, 3 · patch²]
     cut(pixels);
+    watch.op(Op::Patches);
     watch.stage(Stage::Patches, || (&*pixels).into());
     for hidden in hidden.chunks_exact_mut(tokens * width) {
         let class = weights.class_embedding.iter().zip(&weights.position_embedding);
@@ -87,26 +90,35 @@ pub(crate) fn encode_group(
     let embed = Embed { positions, tokens, y: Output::new(hidden, width) };
     let pixels = mixed.take_rows(machine, Rows::all(pixels, config.patch_len()));
     linear(machine, pixels, &weights.patch_embedding, &embed);
+    watch.op(Op::PatchEmbedding);
     layer_norm_in_place(machine, &weights.pre_norm, hidden);
+    watch.op(Op::PreNorm);
     watch.stage(Stage::Embedded, || (&*hidden).into());
 
     for (i, layer) in weights.layers.iter().enumerate() {
         let Layer { norm1, qkv, out, norm2, fc1, fc2 } = layer;
         layer_norm(machine, norm1, hidden, &mixed.sink(machine, rows, width));
+        watch.op(Op::Norm1);
         let mixture = wide.rows_mut(rows, 3 * width); // [B · T, 3C]
         let y = Sink::Rows(Output::new(mixture, 3 * width));
         let to_qkv = Store { bias: &qkv.bias, activation: Activation::None, y };
         linear(machine, mixed.input(machine, rows, width), &qkv.weight, &to_qkv);
+        watch.op(Op::Qkv);
         attention(machine, mixture, tokens, heads, &mixed.sink(machine, rows, width));
+        watch.op(Op::Attention);
         let residual = AddTo { bias: &out.bias, y: Output::new(hidden, width) };
         linear(machine, mixed.input(machine, rows, width), &out.weight, &residual);
+        watch.op(Op::AttentionOut);
 
         layer_norm(machine, norm2, hidden, &mixed.sink(machine, rows, width));
+        watch.op(Op::Norm2);
         let y = wide.sink(machine, rows, mlp_width); // [B · T, F]
         let to_mlp = Store { bias: &fc1.bias, activation: Activation::QuickGelu, y };
         linear(machine, mixed.input(machine, rows, width), &fc1.weight, &to_mlp);
+        watch.op(Op::Fc1);
         let residual = AddTo { bias: &fc2.bias, y: Output::new(hidden, width) };
         linear(machine, wide.input(machine, rows, mlp_width), &fc2.weight, &residual);
+        watch.op(Op::Fc2);
         watch.stage(Stage::Layer(i), || (&*hidden).into());
         watch.step();
     }
@@ -116,10 +128,12 @@ pub(crate) fn encode_group(
     let to_inner = Store { bias, activation: Activation::Gelu, y };
     let features = mixed.take_rows(machine, Rows::without_class(hidden, width, tokens));
     linear(machine, features, &weights.projector_hidden.weight, &to_inner);
+    watch.op(Op::ProjectorHidden);
     watch.stage(Stage::ProjectorHidden, || wide.to_rows(machine, images * patches, projector_width));
     let inner = wide.input(machine, images * patches, projector_width);
     let scatter = Scatter { bias: &weights.projector_out.bias, patches, targets };
     linear(machine, inner, &weights.projector_out.weight, &scatter);
+    watch.op(Op::ProjectorOut);
     watch.step();
 }
 

@@ -239,7 +239,7 @@ impl Encoder {
         if !missing.is_empty() {
             let sources: Vec<ImageSource<'_>> =
                 missing.iter().map(|&i| (&squares[i].pixels).into()).collect();
-            let mut observer = Observer { progress: Some(progress), trace: None };
+            let mut observer = Observer { progress: Some(progress), ..Observer::default() };
             let (encoded, work) = self.encode_features(&sources, &mut observer)?;
             report.images_encoded += work.images_encoded;
             if let Some(cache) = &self.cache {

@@ -54,7 +54,7 @@ fn on_cpu(pictures: &[RgbImage], model: Model) -> OnCpu {
         Some((last, all)) if *last == stage => all.extend_from_slice(values),
         _ => stages.push((stage, values.to_vec())),
     };
-    let mut observer = Observer { progress: None, trace: Some(&mut trace) };
+    let mut observer = Observer { trace: Some(&mut trace), ..Observer::default() };
     backend.encode_images(&views, targets, &mut observer).unwrap();
     OnCpu { stages, features }
 }
