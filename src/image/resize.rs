@@ -253,6 +253,9 @@ enum Kernel {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX2, and AVX-512's sums of products of words.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
 }
 
 impl Kernel {
@@ -273,6 +276,11 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
             kernels.push(Self::Avx2);
+            if std::arch::is_x86_feature_detected!("avx512vl")
+                && std::arch::is_x86_feature_detected!("avx512vnni")
+            {
+                kernels.push(Self::Vnni);
+            }
         }
         kernels
     }
@@ -287,7 +295,9 @@ impl Kernel {
             match self {
                 Self::Portable => horizontal_portable(src, axis, out),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx2 => avx2::horizontal(src, axis, out),
+                Self::Avx2 => avx2::horizontal::<false>(src, axis, out),
+                #[cfg(target_arch = "x86_64")]
+                Self::Vnni => avx2::horizontal::<true>(src, axis, out),
             }
         };
         if axis.products() * 3 * src.count < PARALLEL {
@@ -305,7 +315,9 @@ impl Kernel {
             match self {
                 Self::Portable => vertical_portable(src, axis.weights(window), out),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx2 => avx2::vertical(src, axis.weights(window), out),
+                Self::Avx2 => avx2::vertical::<false>(src, axis.weights(window), out),
+                #[cfg(target_arch = "x86_64")]
+                Self::Vnni => avx2::vertical::<true>(src, axis.weights(window), out),
             }
         };
         if axis.products() * src.bytes < PARALLEL {
@@ -337,8 +349,7 @@ fn horizontal_portable(src: Rows<'_>, axis: &Axis, out: &mut [u8]) {
     }
 }
 
-/// One output row from the rows of its window. Inlined, so that each kernel compiles it for its own instructions.
-#[inline(always)]
+/// One output row from the rows of its window.
 fn vertical_portable(src: Rows<'_>, weights: &[i32], out: &mut [u8]) {
     const BLOCK: usize = 32; // sums that stay in registers
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
