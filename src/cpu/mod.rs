@@ -3,8 +3,11 @@
 //! ```text
 //!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …        tower.rs says in which order
 //!               └───── tile, epilogue ───┬────────┘
-//!                                      simd      avx512 │ avx2 │ portable: chosen once, logged
+//!                                      simd      amx │ avx512 │ avx2 │ portable: chosen once, logged
 //! ```
+//!
+//! `packed` holds the weights as products read them, `operand` what one stage stores for the next, `scratch` the memory
+//! under both. Products run in vectors, or, where there is AMX, in tile registers: `linear/tiled`, `attention/tiled`.
 //!
 //! What holds, and is tested bit by bit: an image's rows do not depend on the batch, its order, or the number
 //! of threads; between instruction sets they differ by the rounding of f32 sums.
