@@ -185,15 +185,10 @@ fn run_task<S: Simd, const MR: usize>(s: S, task: Task<'_, impl Epilogue>) {
                     continue;
                 }
                 let column = columns.start + j * S::NR;
+                let count = S::NR.min(columns.end - column);
                 for (row, acc) in (first..rows.end).zip(acc) {
                     // SAFETY: tasks have disjoint columns or rows, and tiles within one have, too.
-                    unsafe {
-                        match columns.end - column {
-                            // Said as a constant, for the compiler.
-                            count if count >= S::NR => epilogue.store(s, row, column, S::NR, acc),
-                            count => epilogue.store(s, row, column, count, acc),
-                        }
-                    }
+                    unsafe { epilogue.store(s, row, column, count, acc) };
                 }
             }
         }

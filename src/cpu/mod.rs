@@ -25,7 +25,7 @@ use crate::backend::{
 use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
-use crate::image::{RgbImage, RgbView, prepare_all};
+use crate::image::{RgbImage, RgbView, prepare_all, share_wall};
 use crate::sequence::{Place, RowsMut};
 
 mod activation;
@@ -266,12 +266,7 @@ fn prepare(pictures: &Pictures<'_>, side: u32, work: &mut Work) -> Result<Vec<Rg
         work.decode += image.decode_time;
         work.resize += image.resize_time;
     }
-    // The two overlap: they share the wall time as they share the work.
-    let (wall, both) = (start.elapsed(), work.decode + work.resize);
-    if !both.is_zero() {
-        work.decode = wall.mul_f64(work.decode.as_secs_f64() / both.as_secs_f64());
-        work.resize = wall.saturating_sub(work.decode);
-    }
+    (work.decode, work.resize) = share_wall(start.elapsed(), work.decode, work.resize);
     Ok(pixels)
 }
 

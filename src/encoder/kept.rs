@@ -19,7 +19,7 @@ use super::{EncodeReport, Encoder};
 use crate::backend::{Job, Observer};
 use crate::error::{Error, Result};
 use crate::features::{FeatureSet, Features, ImageNote, Key, Preprocessing, pixel_digest};
-use crate::image::{ImageSource, RgbImage, prepare};
+use crate::image::{ImageSource, RgbImage, prepare, share_wall};
 use crate::packing::{Block, Content, PackedPlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
 use crate::warning::{Warning, WarningKind};
@@ -179,13 +179,9 @@ impl Encoder {
 
         let warnings = squares.iter().flat_map(|square| square.warnings.clone()).collect();
         let mut report = EncodeReport { warnings, ..EncodeReport::default() };
-        // The two overlap: they share the wall time as they share the work.
-        let decode: Duration = times.iter().map(|(decode, _)| *decode).sum();
-        let both = decode + times.iter().map(|(_, resize)| *resize).sum::<Duration>();
-        if !both.is_zero() {
-            report.decode = start.elapsed().mul_f64(decode.as_secs_f64() / both.as_secs_f64());
-            report.resize = start.elapsed().saturating_sub(report.decode);
-        }
+        let (decode, resize): (Vec<Duration>, Vec<Duration>) = times.into_iter().unzip();
+        (report.decode, report.resize) =
+            share_wall(start.elapsed(), decode.iter().sum(), resize.iter().sum());
         Ok((squares, report))
     }
 

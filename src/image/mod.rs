@@ -47,6 +47,7 @@ mod webp;
 
 pub use jpeg::EXACT as JPEG_EXACT;
 pub use options::{Alpha, DecodeOptions, Exif, Limits};
+pub(crate) use prepare::share_wall;
 pub use prepare::{Prepared, prepare, prepare_all};
 pub use source::{ImageSource, read_limited};
 

@@ -71,3 +71,13 @@ pub fn prepare_all(
         .collect();
     results.into_iter().collect()
 }
+
+/// Shares out wall time between decoding and resizing, which overlap, by the time that threads spent on either.
+pub(crate) fn share_wall(wall: Duration, decode: Duration, resize: Duration) -> (Duration, Duration) {
+    let both = decode + resize;
+    if both.is_zero() {
+        return (decode, resize);
+    }
+    let decode = wall.mul_f64(decode.as_secs_f64() / both.as_secs_f64());
+    (decode, wall.saturating_sub(decode))
+}

@@ -302,15 +302,7 @@ mod linux {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut all: Vec<_> = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        all.sort();
-        all
-    }
+    use crate::output::testkit::names;
 
     /// Both kinds of scratch file keep the same promises.
     fn both(target: &Path) -> Vec<AtomicFile> {

@@ -8,6 +8,8 @@ mod atomic;
 pub mod npy;
 pub mod safetensors;
 mod staged;
+#[cfg(test)]
+mod testkit;
 
 pub use atomic::AtomicFile;
 pub(crate) use atomic::write_error;

@@ -98,31 +98,16 @@ fn header(dtype: &str, shape: &[usize]) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::fs;
 
     use half::f16;
 
     use super::*;
-    use crate::prompt::{SequencePlan, Slot};
-
-    fn plan() -> SequencePlan {
-        SequencePlan {
-            input_ids: vec![1, 7, -1, -1, 9],
-            slots: vec![Slot { offset: 2, len: 2 }, Slot { offset: 4, len: 0 }],
-            segments: Vec::new(),
-            im_mask: vec![false, false, true, true, false],
-            warnings: Vec::new(),
-        }
-    }
+    use crate::output::testkit::{plan, record};
+    use crate::prompt::SequencePlan;
 
     fn rows() -> Vec<f16> {
         (0..15).map(|i| f16::from_f32(i as f32 - 7.5)).collect()
-    }
-
-    fn record<'a>(plan: &'a SequencePlan, rows: &'a [f16]) -> SequenceRecord<'a> {
-        let metadata = BTreeMap::from([("note".to_owned(), "\"ünï\n".to_owned())]);
-        SequenceRecord { plan, inputs_embeds: rows, hidden: 3, metadata }
     }
 
     /// The 128 bytes that NumPy 2.4 wrote for these arrays.

@@ -161,22 +161,7 @@ mod tests {
     use ::safetensors::tensor::Dtype;
 
     use super::*;
-    use crate::prompt::Slot;
-
-    fn plan() -> SequencePlan {
-        SequencePlan {
-            input_ids: vec![1, 7, -1, -1, 9],
-            slots: vec![Slot { offset: 2, len: 2 }, Slot { offset: 4, len: 0 }],
-            segments: Vec::new(),
-            im_mask: vec![false, false, true, true, false],
-            warnings: Vec::new(),
-        }
-    }
-
-    fn record<'a>(plan: &'a SequencePlan, rows: &'a [f16]) -> SequenceRecord<'a> {
-        let metadata = BTreeMap::from([("note".to_owned(), "\"ünï\n".to_owned())]);
-        SequenceRecord { plan, inputs_embeds: rows, hidden: 3, metadata }
-    }
+    use crate::output::testkit::{plan, record};
 
     #[test]
     fn another_reader_finds_every_tensor_and_the_metadata() {

@@ -248,15 +248,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut all: Vec<_> = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        all.sort();
-        all
-    }
+    use crate::output::testkit::names;
 
     fn add(dir: &StagedDir, name: &str, bytes: &[u8]) {
         let mut file = dir.file(name).unwrap();

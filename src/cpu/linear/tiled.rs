@@ -126,11 +126,7 @@ fn finish<S: Simd>(s: S, row: usize, columns: Range<usize>, acc: &[f32], epilogu
         // SAFETY: LANES accumulators within one row of 16 each; elements of Y are some task's alone.
         unsafe {
             let acc = [s.load(low.as_ptr()), s.load(high.as_ptr())];
-            match columns.end - column {
-                // Said as a constant, for the compiler.
-                count if count >= S::NR => epilogue.store(s, row, column, S::NR, acc),
-                count => epilogue.store(s, row, column, count, acc),
-            }
+            epilogue.store(s, row, column, S::NR.min(columns.end - column), acc);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, Simd, tiles};
+use super::{Kernel, Simd};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -181,25 +181,5 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn round_f16(self, a: __m256) -> __m256 {
         op!(_mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)))
-    }
-
-    #[inline(always)]
-    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: __m256) {
-        // SAFETY: the caller's promise.
-        unsafe { tiles::store_split(self, upper, lower, a) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_products<const EXACT: bool>(
-        self,
-        steps: usize,
-        a: *const u16,
-        b: *const u16,
-        acc: *mut f32,
-        fresh: bool,
-        _: tiles::Ahead,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }
     }
 }

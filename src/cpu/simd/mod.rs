@@ -128,7 +128,11 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     ///
     /// # Safety
     /// `upper` and `lower` are writable for `LANES` elements.
-    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: Self::V);
+    #[inline(always)]
+    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { tiles::store_split(self, upper, lower, a) }
+    }
 
     /// Runs `work`, which calls [`Simd::add_products`].
     #[inline(always)]
@@ -140,8 +144,9 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     /// with all four products if `EXACT`.
     ///
     /// # Safety
-    /// `a` and `b` are readable for `steps` blocks of [`tiles::SPLIT`] elements, `acc`
-    /// is readable and writable for [`tiles::ACC`]; a call of [`Simd::with_tiles`] is around it.
+    /// `a` and `b` are readable for `steps` blocks of [`tiles::SPLIT`] elements, `acc` is readable and writable for
+    /// [`tiles::ACC`]; a call of [`Simd::with_tiles`] is around it.
+    #[inline(always)]
     unsafe fn add_products<const EXACT: bool>(
         self,
         steps: usize,
@@ -150,7 +155,11 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
         acc: *mut f32,
         fresh: bool,
         ahead: tiles::Ahead,
-    );
+    ) {
+        let _ = ahead;
+        // SAFETY: the caller's promise.
+        unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }
+    }
 
     /// Loads the first `LANES` elements of a slice, or all of a shorter one and zeros.
     #[inline(always)]

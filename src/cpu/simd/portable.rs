@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Kernel, Simd, tiles};
+use super::{Kernel, Simd};
 
 /// Needs no proof. With `TILES` it takes the way that AMX takes, as slowly as plain Rust does: for the tests, which so
 /// see that way on every machine.
@@ -143,25 +143,5 @@ impl<const TILES: bool> Simd for Portable<TILES> {
     #[inline(always)]
     fn round_f16(self, a: [f32; 4]) -> [f32; 4] {
         lanes!(i => f16::from_f32(a[i]).to_f32())
-    }
-
-    #[inline(always)]
-    unsafe fn store_split(self, upper: *mut u16, lower: *mut u16, a: [f32; 4]) {
-        // SAFETY: the caller's promise.
-        unsafe { tiles::store_split(self, upper, lower, a) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_products<const EXACT: bool>(
-        self,
-        steps: usize,
-        a: *const u16,
-        b: *const u16,
-        acc: *mut f32,
-        fresh: bool,
-        _: tiles::Ahead,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }
     }
 }
