@@ -238,6 +238,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Row `y` and whatever lies behind it.
+    #[cfg(target_arch = "x86_64")]
     fn row_and_beyond(self, y: usize) -> &'a [u8] {
         &self.data[y * self.stride..]
     }

@@ -1,11 +1,12 @@
 //! Instruction sets: what a vector of f32 can do, once per set, and which set this machine gets.
 //!
-//! Every op of the tower is written once, over [`Simd`]. Four types answer it:
+//! Every op of the tower is written once, over [`Simd`]. Five types answer it:
 //!
 //! ```text
 //!   Avx512<TILES>   the same, and AMX       tile 32 × 32    Sapphire Rapids and later
 //!   Avx512          16 lanes, 32 registers  tile 12 × 32    x86-64-v4: Zen 4, Ice Lake
 //!   Avx2             8 lanes, 16 registers  tile  6 × 16    x86-64-v3: Zen 1, Haswell
+//!   Neon             8 lanes, 32 halves     tile  6 × 16    AArch64
 //!   Portable         4 lanes, plain Rust    tile  4 ×  8    everything else; what the compiler makes of it
 //! ```
 //!
@@ -29,6 +30,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 mod portable;
 pub(crate) mod tiles;
 
@@ -204,12 +207,13 @@ pub(crate) enum Isa {
     Amx,
     Avx512,
     Avx2,
+    Neon,
     Portable,
 }
 
 impl Isa {
     /// Best first: the order of choice.
-    pub(crate) const ALL: [Self; 4] = [Self::Amx, Self::Avx512, Self::Avx2, Self::Portable];
+    pub(crate) const ALL: [Self; 5] = [Self::Amx, Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
 
     /// Returns the name that logs show and [`ISA_VARIABLE`] takes.
     pub(crate) fn name(self) -> &'static str {
@@ -217,6 +221,7 @@ impl Isa {
             Self::Amx => "amx",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::Neon => "neon",
             Self::Portable => "portable",
         }
     }
@@ -246,6 +251,8 @@ pub(crate) enum Machine {
     Avx512(avx512::Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    Neon(neon::Neon),
     Portable(Portable<false>),
     /// The way of AMX without AMX.
     #[cfg(test)]
@@ -264,6 +271,10 @@ impl Machine {
             Isa::Avx2 => avx2::Avx2::detect().map(Self::Avx2),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Amx | Isa::Avx512 | Isa::Avx2 => None,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon => neon::Neon::detect().map(Self::Neon),
+            #[cfg(not(all(target_arch = "aarch64", target_feature = "neon")))]
+            Isa::Neon => None,
             Isa::Portable => Some(Self::Portable(Portable)),
         }
     }
@@ -307,6 +318,8 @@ impl Machine {
             Self::Avx512(_) => Isa::Avx512,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => Isa::Avx2,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Self::Neon(_) => Isa::Neon,
             Self::Portable(_) => Isa::Portable,
         }
     }
@@ -320,6 +333,8 @@ impl Machine {
             Self::Avx512(simd) => simd.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => simd.vectorize(kernel),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Self::Neon(simd) => simd.vectorize(kernel),
             Self::Portable(simd) => simd.vectorize(kernel),
             #[cfg(test)]
             Self::PortableTiles(simd) => simd.vectorize(kernel),
@@ -336,6 +351,8 @@ impl Machine {
             Self::Avx512(simd) => kernel.run(simd),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => kernel.run(simd),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Self::Neon(simd) => kernel.run(simd),
             Self::Portable(simd) => kernel.run(simd),
             #[cfg(test)]
             Self::PortableTiles(simd) => kernel.run(simd),

@@ -45,6 +45,7 @@ pub(crate) const ACC: usize = PANEL * PANEL;
 /// Memory that will be needed soon, brought into the L2 cache while products are at work, if it can be had. Any address
 /// will do.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by the hardware of AMX alone"))]
 pub(crate) struct Ahead {
     /// 1 KiB of it each step.
     pub(crate) kilobytes: *const u8,
