@@ -136,7 +136,8 @@ pub struct Encoder {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct EncodeReport {
-    /// Wall time of decoding. It overlaps with resizing; the two are told apart by their share of the work.
+    /// Wall time of decoding. It overlaps with resizing; the two are told apart by their share of the work. Where a call
+    /// has more images than run together, the later ones are decoded while the first are encoded, and the times overlap.
     pub decode: Duration,
     /// Wall time of resizing.
     pub resize: Duration,

@@ -3,7 +3,7 @@
 //! ```text
 //!   patches ─▶ linear ─▶ layer_norm ─▶ linear ─▶ attention ─▶ linear ─▶ …        tower.rs says in which order
 //!               └───── tile, epilogue ───┬────────┘
-//!                                      simd      amx │ avx512 │ avx2 │ portable: chosen once, logged
+//!                                      simd      amx │ avx512 │ avx2 │ neon │ portable: chosen once, logged
 //! ```
 //!
 //! `packed` holds the weights as products read them, `operand` what one stage stores for the next, `scratch` the memory
@@ -14,18 +14,18 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use half::f16;
 use rayon::prelude::*;
 
-use crate::backend::{
-    Backend, Job, Observer, Op, Pictures, Stage, Targets, TimingFn, TokenEmbeddings, TraceFn, Work,
-};
+use crate::backend::{Backend, Job, Observer, Op, Pictures, Stage, TimingFn, TokenEmbeddings, TraceFn, Work};
 use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
-use crate::image::{RgbImage, RgbView, prepare_all, share_wall};
+use crate::image::{RgbImage, RgbView, prepare_range, share_wall};
 use crate::sequence::{Place, RowsMut};
 
 mod activation;
@@ -48,7 +48,7 @@ mod tower;
 use packed::Weights;
 pub(crate) use patches::PixelTable;
 use simd::Machine;
-use tower::{Watch, Workspace};
+use tower::{Tower, Watch, Workspace};
 
 /// Rows of the tower in one group of images, at most (a single image may have more). Beyond some thousand
 /// rows, larger matrices are no faster, and a group costs `8 · max(3C, F) / C` bytes a row and channel.
@@ -72,7 +72,7 @@ impl CpuBackend {
     /// Takes a model's weights and chooses the instruction set.
     ///
     /// `threads` makes a pool of its own of so many; `None` uses rayon's global pool. The environment
-    /// variable `IMAGEHERE_CPU_ISA` (`amx`, `avx512`, `avx2`, `portable`) overrides the choice of instruction set,
+    /// variable `IMAGEHERE_CPU_ISA` (`amx`, `avx512`, `avx2`, `neon`, `portable`) overrides the choice of instruction set,
     /// for tests and measurements.
     ///
     /// # Errors
@@ -139,20 +139,8 @@ impl CpuBackend {
         })
     }
 
-    /// Encodes images of the tower's size, batched, into all their targets; returns how many that were.
-    pub(crate) fn encode_images(
-        &self,
-        images: &[RgbView<'_>],
-        targets: Targets<'_>,
-        observer: &mut Observer<'_>,
-    ) -> Result<usize> {
-        if images.len() != targets.len() {
-            return Err(Error::Internal(format!(
-                "{} images, {} lists of targets",
-                images.len(),
-                targets.len()
-            )));
-        }
+    /// Checks images of the tower's size and where they go.
+    fn check_images(&self, images: &[RgbView<'_>], targets: &[Vec<RowsMut<'_>>]) -> Result<()> {
         let hidden = self.config.hidden_size;
         if let Some(block) = targets.iter().flatten().find(|block| block.hidden() != hidden) {
             return Err(Error::Internal(format!(
@@ -168,51 +156,90 @@ impl CpuBackend {
                 image.height()
             )));
         }
-        let is_wanted = |i: &usize| targets[*i].iter().any(|block| !block.is_empty());
-        let wanted: Vec<usize> = (0..images.len()).filter(is_wanted).collect();
-        self.install(|| self.encode_wanted(images, &wanted, &targets, observer));
-        Ok(wanted.len())
+        Ok(())
     }
 
-    /// [`CpuBackend::encode_images`] of the images `wanted`, inside the thread pool.
-    fn encode_wanted(
+    /// Encodes images of the tower's size, batched, into all their targets.
+    #[cfg(test)]
+    pub(crate) fn encode_images(
         &self,
         images: &[RgbView<'_>],
-        wanted: &[usize],
+        targets: crate::backend::Targets<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        if images.len() != targets.len() {
+            return Err(Error::Internal(format!(
+                "{} images, {} lists of targets",
+                images.len(),
+                targets.len()
+            )));
+        }
+        let groups = groups(&self.config, &targets);
+        self.install(|| self.encode_groups(&groups, images, || Ok(vec![]), &targets, observer))
+    }
+
+    /// Encodes images of the tower's size into their targets, a group at a time.
+    ///
+    /// `lead` are the first images of the call, with all of the first group among them; `meanwhile`, which runs beside the
+    /// blocks of that group, gives the others. Features are written when it is done, and none are if it fails.
+    fn encode_groups(
+        &self,
+        groups: &[Vec<usize>],
+        lead: &[RgbView<'_>],
+        meanwhile: impl FnOnce() -> Result<Vec<RgbImage>> + Send,
         targets: &[Vec<RowsMut<'_>>],
         observer: &mut Observer<'_>,
-    ) {
+    ) -> Result<()> {
+        self.check_images(lead, targets)?;
         let (grid, patch) = (self.config.grid, self.config.patch_size);
         let patches_len = self.config.patches * self.config.patch_len();
-        let mut workspace = self.spare.lock().ok().and_then(|mut spare| spare.take()).unwrap_or_default();
+        let tower = Tower { machine: self.machine, config: &self.config, weights: &self.weights };
+        let stop = AtomicBool::new(false);
         let mut watcher = Watcher {
             group: &[],
             done: 0,
-            all: wanted.len() * tower::steps(&self.config),
+            all: groups.iter().map(Vec::len).sum::<usize>() * tower::steps(&self.config),
             progress: observer.progress.as_deref_mut(),
             trace: observer.trace.as_deref_mut(),
             timing: observer.timing.as_deref_mut(),
             since: Instant::now(),
+            stop: &stop,
         };
-        // Groups of equal size.
-        let most = (GROUP_ROWS / self.config.tokens).max(1);
-        let size = wanted.len().div_ceil(wanted.len().div_ceil(most).max(1)).max(1);
-        for group in wanted.chunks(size) {
+        let mut meanwhile = Some(|| meanwhile().inspect_err(|_| stop.store(true, Ordering::Relaxed)));
+        let mut others = Vec::new();
+        let mut workspace = self.spare.lock().ok().and_then(|mut spare| spare.take()).unwrap_or_default();
+        for group in groups {
             watcher.group = group;
             watcher.since = Instant::now();
             let cut = |all: &mut [f16]| {
                 for (&i, patches) in group.iter().zip(all.chunks_exact_mut(patches_len)) {
-                    self.pixels.cut(images[i], grid, patch, patches);
+                    let others = || RgbImage::view(&others[i - lead.len()]);
+                    self.pixels.cut(lead.get(i).copied().unwrap_or_else(others), grid, patch, patches);
                 }
             };
+            let mut blocks = || tower.run_blocks(&mut workspace, group.len(), cut, &mut watcher);
+            match meanwhile.take() {
+                Some(meanwhile) => others = rayon::join(meanwhile, blocks).0?,
+                None => blocks(),
+            }
             let blocks = group.iter().map(|&i| targets[i].as_slice()).collect();
-            let (config, weights) = (&self.config, &self.weights);
-            tower::encode_group(self.machine, config, weights, &mut workspace, cut, blocks, &mut watcher);
+            tower.project(&mut workspace, blocks, &mut watcher);
         }
         if let Ok(mut spare) = self.spare.lock() {
             spare.get_or_insert(workspace);
         }
+        meanwhile.map_or(Ok(()), |meanwhile| meanwhile().map(drop))
     }
+}
+
+/// The images that go somewhere, by their index in the call, in groups of about equal size that go through the tower
+/// together.
+fn groups(config: &ModelConfig, targets: &[Vec<RowsMut<'_>>]) -> Vec<Vec<usize>> {
+    let is_wanted = |i: &usize| targets[*i].iter().any(|block| !block.is_empty());
+    let wanted: Vec<usize> = (0..targets.len()).filter(is_wanted).collect();
+    let most = (GROUP_ROWS / config.tokens).max(1);
+    let size = wanted.len().div_ceil(wanted.len().div_ceil(most).max(1)).max(1);
+    wanted.chunks(size).map(<[usize]>::to_vec).collect()
 }
 
 impl fmt::Debug for CpuBackend {
@@ -237,37 +264,51 @@ impl Backend for CpuBackend {
                 "Give a sequence in host memory, or open the encoder on that device",
             ));
         }
-        let mut work = Work::default();
-        let pixels = self.install(|| prepare(&pictures, self.config.image_size as u32, &mut work))?;
-
-        let start = Instant::now();
-        for (ids, mut rows) in texts {
-            self.embed_tokens(ids, &mut rows)?;
-        }
-        for (features, mut rows) in kept {
-            for (i, row) in features.chunks_exact(self.config.hidden_size).take(rows.len()).enumerate() {
-                rows.row_mut(i).copy_from_slice(row);
-            }
-        }
-        let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
-        work.images_encoded = self.encode_images(&views, targets, observer)?;
-        work.encode = start.elapsed();
-        Ok(work)
+        let groups = groups(&self.config, &targets);
+        let all = pictures.sources.len();
+        let lead = groups.first().and_then(|group| group.last()).map_or(all, |last| last + 1);
+        let prepare = |range| prepare(&pictures, range, self.config.image_size as u32);
+        self.install(|| {
+            let (pixels, mut work) = prepare(0..lead)?;
+            let start = Instant::now();
+            let mut work_of_others = Work::default();
+            let meanwhile = || {
+                let (others, work) = prepare(lead..all)?;
+                work_of_others = work;
+                for (ids, mut rows) in texts {
+                    self.embed_tokens(ids, &mut rows)?;
+                }
+                for (features, mut rows) in kept {
+                    let features = features.chunks_exact(self.config.hidden_size).take(rows.len());
+                    features.enumerate().for_each(|(i, row)| rows.row_mut(i).copy_from_slice(row));
+                }
+                Ok(others)
+            };
+            let views: Vec<RgbView<'_>> = pixels.iter().map(RgbImage::view).collect();
+            self.encode_groups(&groups, &views, meanwhile, &targets, observer)?;
+            work.decode += work_of_others.decode;
+            work.resize += work_of_others.resize;
+            work.warnings.extend(work_of_others.warnings);
+            work.images_encoded = groups.iter().map(Vec::len).sum();
+            work.encode = start.elapsed();
+            Ok(work)
+        })
     }
 }
 
-/// Decodes and resizes images in parallel, each once, keeping only the resized pixels.
-fn prepare(pictures: &Pictures<'_>, side: u32, work: &mut Work) -> Result<Vec<RgbImage>> {
+/// Decodes and resizes images of a call in parallel, each once, keeping only the resized pixels.
+fn prepare(pictures: &Pictures<'_>, range: Range<usize>, side: u32) -> Result<(Vec<RgbImage>, Work)> {
     let start = Instant::now();
-    let mut pixels = Vec::with_capacity(pictures.sources.len());
-    for image in prepare_all(pictures.sources, side, pictures.resample, pictures.decode)? {
+    let mut work = Work::default();
+    let mut pixels = Vec::with_capacity(range.len());
+    for image in prepare_range(pictures.sources, range, side, pictures.resample, pictures.decode)? {
         pixels.push(image.pixels);
         work.warnings.extend(image.warnings);
         work.decode += image.decode_time;
         work.resize += image.resize_time;
     }
     (work.decode, work.resize) = share_wall(start.elapsed(), work.decode, work.resize);
-    Ok(pixels)
+    Ok((pixels, work))
 }
 
 /// Passes on what the tower tells about a group, image by image.
@@ -279,6 +320,7 @@ struct Watcher<'a, 'b, 'c> {
     trace: Option<&'b mut TraceFn<'c>>,
     timing: Option<&'b mut TimingFn<'c>>,
     since: Instant, // when the last op was done
+    stop: &'a AtomicBool,
 }
 
 impl Watch for Watcher<'_, '_, '_> {
@@ -306,6 +348,10 @@ impl Watch for Watcher<'_, '_, '_> {
             timing(op, now - self.since);
             self.since = now;
         }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 }
 

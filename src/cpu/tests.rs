@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::cpu::testkit::{Model, Random, bits, on_every_machine, poison};
-use crate::image::RgbImage;
+use crate::image::{DecodeOptions, ImageSource, Resample, RgbImage};
 
 /// An embedding table whose row `id` is `id + column / 64`, and which counts what it is asked.
 #[derive(Debug)]
@@ -108,6 +108,78 @@ fn several_groups_are_as_one() {
     for (i, block) in features.chunks_exact(each[0].len()).enumerate() {
         assert_eq!(bits(block), bits(&each[i * i % 3]), "image {i}");
     }
+}
+
+/// Fills two rows of text, then each image, from `sources`; returns all rows and what came of it.
+fn fill(
+    backend: &CpuBackend,
+    sources: &[ImageSource<'_>],
+    observer: &mut Observer<'_>,
+) -> (Vec<f16>, Result<Work>) {
+    let (rows, hidden) = (backend.config.patches, backend.config.hidden_size);
+    let mut sequence = poison((2 + sources.len() * rows) * hidden);
+    let (text, blocks) = sequence.split_at_mut(2 * hidden);
+    let blocks = blocks.chunks_exact_mut(rows * hidden);
+    let targets = blocks.map(|block| vec![RowsMut::new(block, hidden, hidden)]).collect();
+    let decode = DecodeOptions::default();
+    let pictures = Pictures { sources, decode: &decode, resample: Resample::Pillow };
+    let texts = vec![([7, 8].as_slice(), RowsMut::new(text, hidden, hidden))];
+    let done = backend.fill(Job { texts, kept: vec![], pictures, targets }, observer);
+    (sequence, done)
+}
+
+/// So many images that the last is not in the first group.
+fn more_than_a_group(backend: &CpuBackend) -> usize {
+    GROUP_ROWS / backend.config.tokens + 1
+}
+
+#[test]
+fn a_bad_image_of_a_later_group_stops_the_first_before_it_writes() {
+    let pictures = pictures(1);
+    for threads in [1, 2] {
+        let backend = backend(Machine::all()[0], threads);
+        let count = more_than_a_group(&backend);
+        let mut sources: Vec<ImageSource<'_>> = (1..count).map(|_| pictures[0].view().into()).collect();
+        sources.push(ImageSource::Bytes(b"no image".into()));
+        let (sequence, done) = fill(&backend, &sources, &mut Observer::default());
+        let error = done.unwrap_err().to_string();
+        assert!(error.contains(&format!("image {}", count - 1)), "{error}");
+        let untouched = poison(sequence.len());
+        assert_eq!(bits(&sequence), bits(&untouched), "{threads} threads");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn images_of_later_groups_are_decoded_while_the_first_is_encoded() {
+    let pictures = pictures(2);
+    let backend = backend(Machine::all()[0], 2);
+    let count = more_than_a_group(&backend);
+    // A pipe that gives the last image when the tower has made a step.
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("last.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut sources: Vec<ImageSource<'_>> = (1..count).map(|_| pictures[0].view().into()).collect();
+    sources.push(pipe.as_path().into());
+    let (step, stepped) = std::sync::mpsc::channel();
+    let mut progress = |_: f32| step.send(()).unwrap_or(());
+    let mut observer = Observer { progress: Some(&mut progress), ..Observer::default() };
+    let (sequence, done) = std::thread::scope(|scope| {
+        let (pipe, last) = (&pipe, &pictures[1]);
+        scope.spawn(move || {
+            let overlapped = stepped.recv_timeout(std::time::Duration::from_secs(60)).is_ok();
+            last.write_png(std::fs::File::create(pipe).unwrap()).unwrap();
+            assert!(overlapped, "the tower waits for the last image");
+        });
+        fill(&backend, &sources, &mut observer)
+    });
+    assert_eq!(done.unwrap().images_encoded, count);
+    let each: Vec<Vec<f16>> = pictures.iter().map(|picture| encode(&backend, &[picture])).collect();
+    let text = 2 * backend.config.hidden_size;
+    for (i, block) in sequence[text..].chunks_exact(each[0].len()).enumerate() {
+        assert_eq!(bits(block), bits(&each[usize::from(i + 1 == count)]), "image {i}");
+    }
+    assert!(sequence[..text].iter().all(|x| x.is_finite()), "text");
 }
 
 #[test]

@@ -47,8 +47,8 @@ mod webp;
 
 pub use jpeg::EXACT as JPEG_EXACT;
 pub use options::{Alpha, DecodeOptions, Exif, Limits};
-pub(crate) use prepare::share_wall;
 pub use prepare::{Prepared, prepare, prepare_all};
+pub(crate) use prepare::{prepare_range, share_wall};
 pub use source::{ImageSource, read_limited};
 
 /// Which release of Pillow the BICUBIC resize equals, byte for byte.

@@ -1,6 +1,7 @@
 //! From a source to the square that the tower sees, several at a time, no more of them decoded at once than there are
 //! threads.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -64,11 +65,19 @@ pub fn prepare_all(
     rule: Resample,
     options: &DecodeOptions,
 ) -> Result<Vec<Prepared>> {
-    let results: Vec<_> = sources
-        .par_iter()
-        .enumerate()
-        .map(|(index, source)| prepare(index, source, side, rule, options))
-        .collect();
+    prepare_range(sources, 0..sources.len(), side, rule, options)
+}
+
+/// As [`prepare_all`], for some of the images of a call.
+pub(crate) fn prepare_range(
+    sources: &[ImageSource<'_>],
+    range: Range<usize>,
+    side: u32,
+    rule: Resample,
+    options: &DecodeOptions,
+) -> Result<Vec<Prepared>> {
+    let results: Vec<_> =
+        range.into_par_iter().map(|index| prepare(index, &sources[index], side, rule, options)).collect();
     results.into_iter().collect()
 }
 

@@ -128,7 +128,9 @@ fn run(machine: Machine, model: &Model, workspace: &mut Workspace, pixels: &[f16
     let mut seen = Seen::default();
     let cut = |patches: &mut [f16]| patches.copy_from_slice(pixels);
     let weights = Weights::new(machine, model.weights.clone()).unwrap();
-    encode_group(machine, config, &weights, workspace, cut, vec![&block], &mut seen);
+    let tower = Tower { machine, config, weights: &weights };
+    tower.run_blocks(workspace, 1, cut, &mut seen);
+    tower.project(workspace, vec![&block], &mut seen);
     assert_eq!(seen.steps, steps(config));
     seen.stages.push((FEATURES, features));
     seen
