@@ -5,6 +5,7 @@
 //! lends. Above it nothing knows a device; below it nothing knows a prompt.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use half::f16;
@@ -192,13 +193,16 @@ impl TokenEmbeddings for EmbeddingTable {
 /// Who watches an encode.
 #[derive(Default)]
 pub struct Observer<'a> {
-    /// Called now and then with the work done, from 0 to 1.
-    pub progress: Option<&'a mut (dyn FnMut(f32) + Send)>,
+    /// Called now and then with the work done, from 0 to 1; says whether to go on.
+    pub progress: Option<&'a mut ProgressFn<'a>>,
     /// Called with each stage's output of each image, in order; makes the run slower.
     pub trace: Option<&'a mut TraceFn<'a>>,
     /// Called after each step of a group of images with the time it took; devices that do not know it never call.
     pub timing: Option<&'a mut TimingFn<'a>>,
 }
+
+/// Receives the work done, from 0 to 1, and says whether to go on: a break ends the call with [`Error::Stopped`].
+pub type ProgressFn<'a> = dyn FnMut(f32) -> ControlFlow<()> + Send + 'a;
 
 /// Receives a stage's output: the image's index, the stage, and the values, row-major.
 pub type TraceFn<'a> = dyn FnMut(usize, Stage, &[f16]) + Send + 'a;

@@ -4,13 +4,14 @@
 //! and slots to the backend as blocks of the sequence buffer; nothing is concatenated, nothing copied after
 //! the projector.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use half::f16;
 
-use crate::backend::{Backend, Device, Job, Observer, Op, Pictures, Stage, Work};
+use crate::backend::{Backend, Device, Job, Observer, Op, Pictures, ProgressFn, Stage, Work};
 use crate::checkpoint::{Checkpoint, RangePolicy};
 use crate::config::ModelConfig;
 use crate::cpu::CpuBackend;
@@ -327,19 +328,21 @@ impl Encoder {
         images: &[ImageSource<'_>],
         sequence: &mut SequenceBuffer<'_>,
     ) -> Result<EncodeReport> {
-        self.encode_watched(plan, images, sequence, &mut |_| ())
+        self.encode_watched(plan, images, sequence, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Encoder::encode_into`], calling `progress` now and then with the work done, from 0 to 1.
+    /// As [`Encoder::encode_into`], calling `progress` now and then with the work done, from 0 to 1, until it breaks: on
+    /// the CPU after each block of the tower, on GPUs after each group of images.
     ///
     /// # Errors
-    /// As [`Encoder::encode_into`].
+    /// As [`Encoder::encode_into`]; [`Error::Stopped`] if `progress` broke. Rows of a wrapped buffer may have been written
+    /// then.
     pub fn encode_watched<'p>(
         &self,
         plan: impl Into<PackedPlan<'p>>,
         images: &[ImageSource<'_>],
         sequence: &mut SequenceBuffer<'_>,
-        progress: &mut (dyn FnMut(f32) + Send),
+        progress: &mut ProgressFn<'_>,
     ) -> Result<EncodeReport> {
         let packed = plan.into();
         check_image_count(&packed, images.len())?;
@@ -374,7 +377,9 @@ impl Encoder {
     /// [`Error::Image`] naming the first image that cannot be used.
     pub fn features(&self, images: &[ImageSource<'_>]) -> Result<Vec<Features>> {
         match self.cache {
-            Some(_) => Ok(self.feature_set(images, &mut |_| ())?.0.features().to_vec()),
+            Some(_) => {
+                Ok(self.feature_set(images, &mut |_| ControlFlow::Continue(()))?.0.features().to_vec())
+            }
             None => Ok(self.encode_features(images, &mut Observer::default())?.0),
         }
     }

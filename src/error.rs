@@ -19,6 +19,8 @@ pub enum Category {
     Output,
     /// The device is absent or unusable. Choose another or mend the installation.
     Device,
+    /// The caller asked to stop. Nothing is wrong.
+    Stopped,
     /// The result failed its completeness check, or a promise inside this library was broken. Report it.
     Internal,
 }
@@ -170,6 +172,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// A call that was stopped by who watched it. Rows that were written are not to be used.
+    #[error("stopped on request, before all was done")]
+    Stopped,
+
     /// A broken promise inside this library.
     #[error("internal error: {0}. Please report it with the command that led here")]
     Internal(String),
@@ -212,6 +218,7 @@ impl Error {
             Self::Device { .. } => Category::Device,
             Self::Write { .. } => Category::Output,
             Self::Sequence { source, .. } => source.category(),
+            Self::Stopped => Category::Stopped,
             Self::Incomplete { .. } | Self::Internal(_) => Category::Internal,
         }
     }

@@ -1,5 +1,7 @@
 //! The library as its users call it: one sequence, many, staged, in their memory, from many threads.
 
+use std::ops::ControlFlow;
+
 use half::f16;
 use imagehere::checkpoint::Checkpoint;
 use imagehere::encoder::{Encoder, EncoderOptions};
@@ -280,9 +282,40 @@ fn progress_runs_from_little_to_one() {
     let pictures = [picture(1)];
     let mut seen = Vec::new();
     let mut sequence = SequenceBuffer::new();
-    encoder.encode_watched(&plan, &sources(&pictures), &mut sequence, &mut |done| seen.push(done)).unwrap();
+    let watch = &mut |done| {
+        seen.push(done);
+        ControlFlow::Continue(())
+    };
+    encoder.encode_watched(&plan, &sources(&pictures), &mut sequence, watch).unwrap();
     assert!(seen.is_sorted() && seen.len() > 1, "{seen:?}");
     assert_eq!(*seen.last().unwrap(), 1.0);
+}
+
+#[test]
+fn who_watches_may_stop() {
+    let dir = checkpoint();
+    let pictures = [picture(1), picture(2)];
+    for encoder in [open(&dir), open_cached(&dir)] {
+        let plan = encoder.plan(&request("<ImageHere><ImageHere>", 2)).unwrap();
+        let mut sequence = SequenceBuffer::new();
+        let images = sources(&pictures);
+        let mut calls = 0;
+        let stop = &mut |done: f32| {
+            calls += 1;
+            assert!(done < 1.0);
+            ControlFlow::Break(())
+        };
+        let error = encoder.encode_watched(&plan, &images, &mut sequence, stop).unwrap_err();
+        assert_eq!(error.category(), Category::Stopped, "{error}");
+        assert_eq!((calls, sequence.len()), (1, 0), "the buffer is empty again");
+        // Stopped when all is done is not stopped.
+        let at_the_end = &mut |done: f32| match done < 1.0 {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        encoder.encode_watched(&plan, &images, &mut sequence, at_the_end).unwrap();
+        sequence.verify().unwrap();
+    }
 }
 
 /// Compiles only if an encoder can be shared between threads.
@@ -321,7 +354,10 @@ fn with_a_cache_every_call_gives_what_it_gives_without() {
         let mut theirs = vec![f16::from_bits(0x5555); packed.total_len() * stride];
         let mut sequence = SequenceBuffer::wrap(&mut theirs, stride);
         let mut seen = Vec::new();
-        let watch = &mut |done| seen.push(done);
+        let watch = &mut |done| {
+            seen.push(done);
+            ControlFlow::Continue(())
+        };
         let report = cached.encode_watched(&packed, &images, &mut sequence, watch).unwrap();
         let counts = (report.images_encoded, report.images_cached);
         assert_eq!(counts, if round == 0 { (3, 0) } else { (0, 3) });
@@ -361,7 +397,7 @@ fn an_encoder_without_tower_places_features_of_a_file() {
     let dir = checkpoint();
     let encoder = open(&dir);
     let pictures = [picture(1), picture(2)];
-    let (set, report) = encoder.feature_set(&sources(&pictures), &mut |_| ()).unwrap();
+    let (set, report) = encoder.feature_set(&sources(&pictures), &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(report.images_encoded, 2);
     let path = dir.path().join("f.safetensors");
     set.save(&path).unwrap();
@@ -380,6 +416,6 @@ fn an_encoder_without_tower_places_features_of_a_file() {
     assert!(error.to_string().contains("without tower"), "{error}");
     assert!(sequence.verify().is_err());
     assert_eq!(placer.features(&sources(&pictures)).unwrap_err().category(), Category::Input);
-    let none = encoder.feature_set(&[], &mut |_| ()).unwrap().0;
+    let none = encoder.feature_set(&[], &mut |_| ControlFlow::Continue(())).unwrap().0;
     assert!(matches!(none.save(&path), Err(Error::Argument { .. })));
 }

@@ -82,7 +82,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let mut sequence = SequenceBuffer::new();
     let report = {
         let bar = Progress::bar("encoding");
-        encoder.encode_watched(&plan, &images, &mut sequence, &mut |done| bar.set(done))?
+        encoder.encode_watched(&plan, &images, &mut sequence, &mut |done| bar.go_on(done))?
     };
     let of_images = report.warnings.clone();
     let done = Done { plan, encoder, names, report, open, placed: 0 };

@@ -32,7 +32,7 @@ pub fn run(args: &FeaturesArgs) -> Result<String> {
 
     let (set, report) = {
         let bar = Progress::bar("encoding");
-        encoder.feature_set(&images, &mut |done| bar.set(done))?
+        encoder.feature_set(&images, &mut |done| bar.go_on(done))?
     };
     let writing = Instant::now();
     let bytes = set.save(&args.out)?;

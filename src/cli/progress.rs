@@ -1,6 +1,7 @@
 //! Progress bars: on a terminal, and only for what takes more than a second.
 
 use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,6 +32,12 @@ impl Progress {
     /// Says how much is done, from 0 to 1.
     pub fn set(&self, done: f32) {
         self.bar.set_position((done.clamp(0.0, 1.0) * STEPS as f32) as u64);
+    }
+
+    /// As [`Progress::set`], for those who ask whether to go on: always.
+    pub fn go_on(&self, done: f32) -> ControlFlow<()> {
+        self.set(done);
+        ControlFlow::Continue(())
     }
 
     fn start(what: &'static str, template: &str) -> Self {

@@ -76,7 +76,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let mut buffer = SequenceBuffer::new();
     let report = {
         let bar = Progress::bar("encoding");
-        let encoded = encoder.encode_watched(&packed, &images, &mut buffer, &mut |done| bar.set(done));
+        let encoded = encoder.encode_watched(&packed, &images, &mut buffer, &mut |done| bar.go_on(done));
         encoded.map_err(|error| whose(&requests, error))?
     };
     let verified = buffer.verify()?;

@@ -21,7 +21,9 @@ use std::time::Instant;
 use half::f16;
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Job, Observer, Op, Pictures, Stage, TimingFn, TokenEmbeddings, TraceFn, Work};
+use crate::backend::{
+    Backend, Job, Observer, Op, Pictures, ProgressFn, Stage, TimingFn, TokenEmbeddings, TraceFn, Work,
+};
 use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
 use crate::config::{HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
@@ -181,7 +183,8 @@ impl CpuBackend {
     /// Encodes images of the tower's size into their targets, a group at a time.
     ///
     /// `lead` are the first images of the call, with all of the first group among them; `meanwhile`, which runs beside the
-    /// blocks of that group, gives the others. Features are written when it is done, and none are if it fails.
+    /// blocks of that group, gives the others. Features are written when it is done, and none are if it fails or the first
+    /// group is stopped.
     fn encode_groups(
         &self,
         groups: &[Vec<usize>],
@@ -221,6 +224,9 @@ impl CpuBackend {
             match meanwhile.take() {
                 Some(meanwhile) => others = rayon::join(meanwhile, blocks).0?,
                 None => blocks(),
+            }
+            if watcher.stopped() {
+                return Err(Error::Stopped);
             }
             let blocks = group.iter().map(|&i| targets[i].as_slice()).collect();
             tower.project(&mut workspace, blocks, &mut watcher);
@@ -316,7 +322,7 @@ struct Watcher<'a, 'b, 'c> {
     group: &'a [usize], // index in the call of each image
     done: usize,        // steps times images
     all: usize,
-    progress: Option<&'b mut (dyn FnMut(f32) + Send + 'c)>,
+    progress: Option<&'b mut ProgressFn<'c>>,
     trace: Option<&'b mut TraceFn<'c>>,
     timing: Option<&'b mut TimingFn<'c>>,
     since: Instant, // when the last op was done
@@ -337,8 +343,9 @@ impl Watch for Watcher<'_, '_, '_> {
 
     fn step(&mut self) {
         self.done += self.group.len();
-        if let Some(progress) = &mut self.progress {
-            progress(self.done as f32 / self.all as f32);
+        let share = self.done as f32 / self.all as f32;
+        if self.progress.as_mut().is_some_and(|progress| progress(share).is_break()) && self.done < self.all {
+            self.stop.store(true, Ordering::Relaxed);
         }
     }
 

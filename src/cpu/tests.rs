@@ -1,5 +1,6 @@
 //! The backend as the encoder sees it: images in, rows of a sequence out.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -162,7 +163,10 @@ fn images_of_later_groups_are_decoded_while_the_first_is_encoded() {
     let mut sources: Vec<ImageSource<'_>> = (1..count).map(|_| pictures[0].view().into()).collect();
     sources.push(pipe.as_path().into());
     let (step, stepped) = std::sync::mpsc::channel();
-    let mut progress = |_: f32| step.send(()).unwrap_or(());
+    let mut progress = |_: f32| {
+        let _ = step.send(());
+        ControlFlow::Continue(())
+    };
     let mut observer = Observer { progress: Some(&mut progress), ..Observer::default() };
     let (sequence, done) = std::thread::scope(|scope| {
         let (pipe, last) = (&pipe, &pictures[1]);
@@ -235,7 +239,10 @@ fn shows_each_stage_of_each_image_in_order() {
         assert!(values.iter().all(|x| x.is_finite()));
         seen.push((image, stage, values.len()));
     };
-    let mut progress = |done: f32| steps.push(done);
+    let mut progress = |done: f32| {
+        steps.push(done);
+        ControlFlow::Continue(())
+    };
     let mut job = Observer { trace: Some(&mut trace), progress: Some(&mut progress), ..Observer::default() };
     backend.encode_images(&views, targets, &mut job).unwrap();
     let hidden = config.tokens * config.width;

@@ -114,7 +114,10 @@ impl CudaBackend {
                     }
                     work.images_encoded += group.len();
                     if let Some(progress) = &mut observer.progress {
-                        progress(work.images_encoded as f32 / wanted.len() as f32);
+                        let share = work.images_encoded as f32 / wanted.len() as f32;
+                        if progress(share).is_break() && work.images_encoded < wanted.len() {
+                            return Err(Error::Stopped);
+                        }
                     }
                 }
                 Ok(())

@@ -10,13 +10,14 @@
 //! files. Features go through host memory here, some images at a time, and are then placed as kept ones are.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use half::f16;
 use rayon::prelude::*;
 
 use super::{EncodeReport, Encoder};
-use crate::backend::{Job, Observer};
+use crate::backend::{Job, Observer, ProgressFn};
 use crate::error::{Error, Result};
 use crate::features::{FeatureSet, Features, ImageNote, Key, Preprocessing, pixel_digest};
 use crate::image::{ImageSource, RgbImage, prepare, share_wall};
@@ -50,14 +51,14 @@ impl Encoder {
     /// Encodes images and returns their features with what is known of each: what a features file holds. Images of the
     /// same pixels are encoded once; with a [`FeatureCache`](crate::features::FeatureCache), those that are not in it.
     ///
-    /// Calls `progress` now and then with the work done, from 0 to 1.
+    /// Calls `progress` now and then with the work done, from 0 to 1, until it breaks.
     ///
     /// # Errors
-    /// [`Error::Image`] naming the first image that cannot be used.
+    /// [`Error::Image`] naming the first image that cannot be used; [`Error::Stopped`].
     pub fn feature_set(
         &self,
         images: &[ImageSource<'_>],
-        progress: &mut (dyn FnMut(f32) + Send),
+        progress: &mut ProgressFn<'_>,
     ) -> Result<(FeatureSet, EncodeReport)> {
         let (squares, mut report) = self.look_at(images)?;
         let start = Instant::now();
@@ -142,12 +143,13 @@ impl Encoder {
             }
             let these: Vec<&Square> = group.iter().map(|(square, _)| *square).collect();
             let mut part = |share: f32| {
-                if let Some(progress) = &mut observer.progress {
-                    progress((done as f32 + share * these.len() as f32) / all as f32);
-                }
+                let done = (done as f32 + share * these.len() as f32) / all as f32;
+                observer.progress.as_mut().map_or(ControlFlow::Continue(()), |progress| progress(done))
             };
             let features = self.find_or_encode(&these, report, &mut part)?;
-            part(1.0);
+            if part(1.0).is_break() && done + these.len() < all {
+                return Err(Error::Stopped);
+            }
             done += these.len();
             let targets = features.iter().zip(group).flat_map(|(features, (_, targets))| {
                 targets.into_iter().map(|rows| (features.as_slice(), rows))
@@ -190,7 +192,7 @@ impl Encoder {
         &self,
         squares: &[Square],
         report: &mut EncodeReport,
-        progress: &mut (dyn FnMut(f32) + Send),
+        progress: &mut ProgressFn<'_>,
     ) -> Result<Vec<Features>> {
         let mut different: Vec<&Square> = Vec::new();
         let mut known: HashMap<&str, usize> = HashMap::new();
@@ -215,7 +217,7 @@ impl Encoder {
         &self,
         squares: &[&Square],
         report: &mut EncodeReport,
-        progress: &mut (dyn FnMut(f32) + Send),
+        progress: &mut ProgressFn<'_>,
     ) -> Result<Vec<Features>> {
         let (patches, hidden) = (self.config().patches, self.config().hidden_size);
         let numerics = self.numerics();

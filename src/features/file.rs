@@ -131,7 +131,7 @@ impl FeatureSet {
 /// # let image = RgbView::new(&pixels, 60, 40, 180).unwrap();
 ///
 /// let encoder = Encoder::open(&model)?;
-/// let (set, _) = encoder.feature_set(&[image.into()], &mut |_| ())?;
+/// let (set, _) = encoder.feature_set(&[image.into()], &mut |_| std::ops::ControlFlow::Continue(()))?;
 /// set.save(&path)?;
 ///
 /// // In another process, which needs no tower:

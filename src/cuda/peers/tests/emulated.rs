@@ -126,7 +126,7 @@ fn child_gives_the_bits_of_one() {
     let expected = encode(&pair.one, &plan, &images);
     let mut sequence = pair.two.device_sequence().unwrap();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let mut panic = |_: f32| panic!("on purpose");
+        let mut panic = |_: f32| -> std::ops::ControlFlow<()> { panic!("on purpose") };
         pair.two.encode_watched(&plan, &images, &mut sequence, &mut panic)
     }));
     assert!(panicked.is_err() && emulated_pending() > 0);
