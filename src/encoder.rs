@@ -384,6 +384,22 @@ impl Encoder {
         }
     }
 
+    /// Takes rows `[P, H]` that were kept elsewhere, or that other code made with this checkpoint, as an image's features:
+    /// that they are is the caller's word.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are not `P * H` elements.
+    pub fn adopt_features(&self, rows: Vec<f16>) -> Result<Features> {
+        let (patches, hidden) = (self.config().patches, self.config().hidden_size);
+        if rows.len() != patches * hidden {
+            return Err(Error::argument(
+                format!("{} elements were given as features, but those of an image are [{patches}, {hidden}]", rows.len()),
+                "Give the rows of one image",
+            ));
+        }
+        Ok(Features::new(rows, hidden, self.fingerprint.clone()))
+    }
+
     /// Reads a features file that this checkpoint made by this encoder's rules, to be placed by [`Encoder::place_into`].
     ///
     /// # Errors

@@ -150,6 +150,20 @@ fn staged_use_places_features_without_encoding_again() {
 }
 
 #[test]
+fn rows_kept_elsewhere_are_features_again() {
+    let dir = checkpoint();
+    let encoder = open(&dir);
+    let made = encoder.features(&sources(&[picture(1)])).unwrap().remove(0);
+    let adopted = encoder.adopt_features(made.as_slice().to_vec()).unwrap();
+    let plan = encoder.plan(&request("<ImageHere>", 1)).unwrap();
+    let mut sequence = SequenceBuffer::new();
+    encoder.place_into(&plan, &[adopted], &mut sequence).unwrap();
+    assert_eq!(bits(&sequence), bits(&encode(&encoder, &plan, &[picture(1)])));
+    let error = encoder.adopt_features(made.as_slice()[1..].to_vec()).unwrap_err();
+    assert_eq!(error.category(), Category::Input, "{error}");
+}
+
+#[test]
 fn features_of_another_checkpoint_are_refused() {
     let (dir, other) = (checkpoint(), tempfile::tempdir().unwrap());
     let options = SynthOptions { seed: 7, ..SynthOptions::default() };

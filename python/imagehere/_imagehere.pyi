@@ -181,9 +181,9 @@ class Encoder:
     ) -> Sequence:
         """Fills a sequence: text rows, and each image's features in its slot.
 
-        Features are placed and not encoded again. ``out``: a float16 tensor or array [rows, H] or [1, rows, H] of the
-        encoder's device, with at least L rows; they are written in place, and rows after them are not touched. Nobody
-        else may touch it during the call. ``verify``: every row was written, and no value is NaN or infinite.
+        Features are placed and not encoded again. ``out``: a float16 tensor or array [rows, H] or [1, rows, H], of
+        the host or the encoder's device, with at least L rows; they are written in place, and rows after them are not
+        touched. Nobody else may touch it during the call. ``verify``: every row was written, and no value is NaN or infinite.
 
         Ctrl-C stops the call; rows of ``out`` may have been written then.
 
@@ -193,6 +193,12 @@ class Encoder:
 
     def features(self, images: Image | Iterable[Image]) -> list[Features]:
         """Encodes images, equal ones once. Raises ImageError."""
+
+    def adopt_features(self, rows: _HasDlpack | Any) -> list[Features]:
+        """Takes float16 rows [N, P, H] or [P, H] in host memory, made by this checkpoint elsewhere, as features: copied.
+
+        Raises ArgumentError, TypeError.
+        """
 
     def save_features(self, path: str | os.PathLike[str], images: Image | Iterable[Image]) -> int:
         """Encodes images into a features file, whole or not at all, and returns its bytes. Raises ImageError, WriteError."""
@@ -208,6 +214,9 @@ class Encoder:
     @property
     def device(self) -> str:
         """The device and the kernels chosen on it, in words."""
+    @property
+    def place(self) -> str:
+        """Where sequences lie: ``cpu`` or ``cuda:N``."""
     @property
     def fingerprint(self) -> str: ...
     @property

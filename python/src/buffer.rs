@@ -42,14 +42,18 @@ unsafe extern "C" {
 }
 
 /// A view of an object's memory, which stays where it is for as long as the view lives.
-pub struct View<'py> {
+pub struct View {
     raw: Box<Raw>,
-    _py: Python<'py>, // releasing needs the GIL
 }
 
-impl<'py> View<'py> {
+// SAFETY: a view's numbers do not change, it is released with the GIL, and who reads or writes the memory answers for that.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
+
+impl View {
     /// Asks `object` for its memory, writable if so wished; `None` if it has none to show.
-    pub fn of(object: &Bound<'py, PyAny>, writable: bool) -> Option<Self> {
+    pub fn of(object: &Bound<'_, PyAny>, writable: bool) -> Option<Self> {
         let raw = Raw {
             buf: std::ptr::null_mut(),
             obj: std::ptr::null_mut(),
@@ -70,7 +74,7 @@ impl<'py> View<'py> {
             PyErr::take(object.py()); // an exception says so; the caller knows better what is wrong
             return None;
         }
-        Some(Self { raw, _py: object.py() })
+        Some(Self { raw })
     }
 
     /// Where the first element is.
@@ -112,9 +116,12 @@ impl<'py> View<'py> {
     }
 }
 
-impl Drop for View<'_> {
+impl Drop for View {
     fn drop(&mut self) {
-        // SAFETY: `of` filled it, nobody released it, and the GIL is held.
-        unsafe { PyBuffer_Release(&mut *self.raw) }
+        // Where there is no interpreter any more, nothing needs to be released.
+        let _ = Python::try_attach(|_| {
+            // SAFETY: `of` filled it, nobody released it, and the GIL is held.
+            unsafe { PyBuffer_Release(&mut *self.raw) }
+        });
     }
 }

@@ -12,6 +12,7 @@ use imagehere::checkpoint::RangePolicy;
 use imagehere::encoder::{EncodeReport, EncoderOptions};
 use imagehere::features::FeatureCache;
 use imagehere::image::{DecodeOptions, ImageSource};
+use imagehere::sequence::Place;
 use imagehere::synth::{self, Preset, SynthOptions};
 
 use crate::call::run;
@@ -20,6 +21,7 @@ use crate::features::Features;
 use crate::images::{Picture, pictures};
 use crate::options::{self, MetaArg, PromptOptions};
 use crate::plan::Plan;
+use crate::rows::Rows;
 use crate::sequence::Sequence;
 use crate::target::Target;
 
@@ -190,6 +192,20 @@ impl Encoder {
         features.into_iter().map(|features| Features::new(py, features)).collect()
     }
 
+    fn adopt_features(&self, py: Python<'_>, rows: &Bound<'_, PyAny>) -> PyResult<Vec<Features>> {
+        let (patches, hidden) = (self.inner.config().patches, self.inner.config().hidden_size);
+        let rows = Rows::read(rows)?;
+        if rows.hidden != hidden || rows.count % patches != 0 {
+            let text = format!("rows have shape {:?}. Give [N, {patches}, {hidden}] or [{patches}, {hidden}]", rows.shape);
+            return Err(argument(py, text));
+        }
+        let adopt = |image: usize| {
+            let image = rows.image(image, patches);
+            Features::new(py, self.inner.adopt_features(image).map_err(|error| raise(py, &error))?)
+        };
+        (0..rows.count / patches).map(adopt).collect()
+    }
+
     fn save_features(&self, py: Python<'_>, path: PathBuf, images: &Bound<'_, PyAny>) -> PyResult<u64> {
         let pictures = pictures(images)?;
         let sources = only_images(py, &pictures)?;
@@ -214,6 +230,14 @@ impl Encoder {
     #[getter]
     fn device(&self) -> String {
         self.inner.describe()
+    }
+
+    #[getter]
+    fn place(&self) -> String {
+        match self.inner.device_sequence().map(|sequence| sequence.place()) {
+            Ok(Place::Cuda(ordinal)) => format!("cuda:{ordinal}"),
+            _ => "cpu".into(),
+        }
     }
 
     #[getter]
@@ -250,12 +274,12 @@ impl Encoder {
 }
 
 /// What messages call the images of a call.
-fn names(pictures: &[Picture<'_>]) -> Vec<String> {
+fn names(pictures: &[Picture]) -> Vec<String> {
     pictures.iter().enumerate().map(|(i, picture)| picture.name(i)).collect()
 }
 
 /// The images of a call that takes no features.
-fn only_images<'a>(py: Python<'_>, pictures: &'a [Picture<'_>]) -> PyResult<Vec<ImageSource<'a>>> {
+fn only_images<'a>(py: Python<'_>, pictures: &'a [Picture]) -> PyResult<Vec<ImageSource<'a>>> {
     let sources: Vec<_> = pictures.iter().filter_map(Picture::source).collect();
     match sources.len() == pictures.len() {
         true => Ok(sources),

@@ -14,18 +14,18 @@ use crate::errors::argument;
 use crate::features::Features as PyFeatures;
 
 /// One image of a call.
-pub enum Picture<'py> {
+pub enum Picture {
     Path(PathBuf),
     /// The bytes of a file, and what messages call it.
-    File(String, View<'py>),
+    File(String, View),
     /// Rows of RGB8, so many bytes apart.
-    Pixels { view: View<'py>, width: u32, height: u32, stride: usize },
+    Pixels { view: View, width: u32, height: u32, stride: usize },
     /// Pixels that lay otherwise.
     Copied(RgbImage),
     Features(Features),
 }
 
-impl Picture<'_> {
+impl Picture {
     /// What the library reads.
     pub fn source(&self) -> Option<ImageSource<'_>> {
         match self {
@@ -71,7 +71,7 @@ unsafe fn slice<'a>(first: *const u8, bytes: usize) -> &'a [u8] {
 }
 
 /// Takes the images of a call: a list, or one alone.
-pub fn pictures<'py>(images: &Bound<'py, PyAny>) -> PyResult<Vec<Picture<'py>>> {
+pub fn pictures(images: &Bound<'_, PyAny>) -> PyResult<Vec<Picture>> {
     if let Some(one) = picture(images, 0)? {
         return Ok(vec![one]);
     }
@@ -93,7 +93,7 @@ fn unknown(object: &Bound<'_, PyAny>, index: usize) -> PyErr {
 }
 
 /// Takes one image; `None` if it is none.
-fn picture<'py>(object: &Bound<'py, PyAny>, index: usize) -> PyResult<Option<Picture<'py>>> {
+fn picture(object: &Bound<'_, PyAny>, index: usize) -> PyResult<Option<Picture>> {
     if let Ok(features) = object.cast::<PyFeatures>() {
         return Ok(Some(Picture::Features(features.get().inner.clone())));
     }
@@ -114,7 +114,7 @@ fn picture<'py>(object: &Bound<'py, PyAny>, index: usize) -> PyResult<Option<Pic
 }
 
 /// Takes an image of Pillow's. Its pixels have a fourth byte that nobody asked for: they are copied.
-fn pil<'py>(image: &Bound<'py, PyAny>, index: usize) -> PyResult<Picture<'py>> {
+fn pil(image: &Bound<'_, PyAny>, index: usize) -> PyResult<Picture> {
     let mode: String = image.getattr("mode")?.extract()?;
     let rgb = match mode.as_str() {
         "RGB" => image.clone(),
@@ -132,7 +132,7 @@ fn pil<'py>(image: &Bound<'py, PyAny>, index: usize) -> PyResult<Picture<'py>> {
 }
 
 /// Takes an array of pixels.
-fn array<'py>(py: Python<'py>, view: View<'py>, index: usize) -> PyResult<Picture<'py>> {
+fn array(py: Python<'_>, view: View, index: usize) -> PyResult<Picture> {
     let (shape, format) = (view.shape(), view.format());
     let refuse = |why: &str| {
         Err(argument(

@@ -5,8 +5,8 @@
 //!                pointers, no copy    signals looked at            DLPack, buffer protocol
 //! ```
 //!
-//! What is unsafe has three addresses: `buffer` (Python's buffer protocol), `dlpack`, and `tensor`, which ties memory to
-//! those who look at it.
+//! What is unsafe has its addresses: `buffer` (Python's buffer protocol) and `dlpack` take and give memory, `images`, `rows`
+//! and `target` read and write what was taken, `tensor` ties what is given to those who look at it.
 
 use pyo3::prelude::*;
 
@@ -19,6 +19,7 @@ mod features;
 mod images;
 mod options;
 mod plan;
+mod rows;
 mod sequence;
 mod target;
 mod tensor;
