@@ -206,8 +206,7 @@ impl Import {
         unsafe {
             let raw = capsule.as_ptr();
             if ffi::PyCapsule_IsValid(raw, NAME_VERSIONED.as_ptr()) != 0 {
-                let managed: *mut Versioned =
-                    ffi::PyCapsule_GetPointer(raw, NAME_VERSIONED.as_ptr()).cast();
+                let managed: *mut Versioned = ffi::PyCapsule_GetPointer(raw, NAME_VERSIONED.as_ptr()).cast();
                 if (*managed).major != 1 {
                     let text = format!("DLPack {}.{} is not supported", (*managed).major, (*managed).minor);
                     return Err(PyBufferError::new_err(text));

@@ -145,7 +145,10 @@ impl Encoder {
         };
         let plan = match prompt.cast::<Plan>() {
             Ok(_) if options != PromptOptions::default() => {
-                return Err(argument(py, "a Plan has its options already. Give them to `plan`, or give the prompt here"));
+                return Err(argument(
+                    py,
+                    "a Plan has its options already. Give them to `plan`, or give the prompt here",
+                ));
             }
             Ok(plan) => plan.clone(),
             Err(_) => {
@@ -165,8 +168,10 @@ impl Encoder {
         let (report, norms) = run(py, |progress| {
             let report = if given.iter().any(Option::is_some) {
                 let start = Instant::now();
-                let mut encoded = self.inner.feature_set(&sources, progress)?.0.features().to_vec().into_iter();
-                let features: Vec<_> = given.into_iter().filter_map(|given| given.or_else(|| encoded.next())).collect();
+                let mut encoded =
+                    self.inner.feature_set(&sources, progress)?.0.features().to_vec().into_iter();
+                let features: Vec<_> =
+                    given.into_iter().filter_map(|given| given.or_else(|| encoded.next())).collect();
                 self.inner.place_into(layout, &features, buffer)?;
                 let mut report = EncodeReport::default();
                 report.encode = start.elapsed();
@@ -188,7 +193,8 @@ impl Encoder {
     fn features(&self, py: Python<'_>, images: &Bound<'_, PyAny>) -> PyResult<Vec<Features>> {
         let pictures = pictures(images)?;
         let sources = only_images(py, &pictures)?;
-        let features = run(py, |progress| Ok(self.inner.feature_set(&sources, progress)?.0.features().to_vec()))?;
+        let features =
+            run(py, |progress| Ok(self.inner.feature_set(&sources, progress)?.0.features().to_vec()))?;
         features.into_iter().map(|features| Features::new(py, features)).collect()
     }
 
@@ -196,7 +202,10 @@ impl Encoder {
         let (patches, hidden) = (self.inner.config().patches, self.inner.config().hidden_size);
         let rows = Rows::read(rows)?;
         if rows.hidden != hidden || rows.count % patches != 0 {
-            let text = format!("rows have shape {:?}. Give [N, {patches}, {hidden}] or [{patches}, {hidden}]", rows.shape);
+            let text = format!(
+                "rows have shape {:?}. Give [N, {patches}, {hidden}] or [{patches}, {hidden}]",
+                rows.shape
+            );
             return Err(argument(py, text));
         }
         let adopt = |image: usize| {
@@ -295,4 +304,3 @@ pub fn make_random_checkpoint(py: Python<'_>, path: PathBuf, preset: &str) -> Py
     let preset = options::pick(py, "preset", preset, &presets)?;
     run(py, |_| synth::write(preset, &SynthOptions::default(), &path).map(drop))
 }
-

@@ -19,7 +19,12 @@ pub enum Picture {
     /// The bytes of a file, and what messages call it.
     File(String, View),
     /// Rows of RGB8, so many bytes apart.
-    Pixels { view: View, width: u32, height: u32, stride: usize },
+    Pixels {
+        view: View,
+        width: u32,
+        height: u32,
+        stride: usize,
+    },
     /// Pixels that lay otherwise.
     Copied(RgbImage),
     Features(Features),
@@ -127,7 +132,9 @@ fn pil(image: &Bound<'_, PyAny>, index: usize) -> PyResult<Picture> {
         Some(view) if view.bytes() as u64 == expected && expected > 0 => {
             Ok(Picture::Pixels { view, width, height, stride: 3 * width as usize })
         }
-        _ => Err(argument(image.py(), format!("image {index} is an image of {width}x{height} without pixels"))),
+        _ => {
+            Err(argument(image.py(), format!("image {index} is an image of {width}x{height} without pixels")))
+        }
     }
 }
 
@@ -137,7 +144,9 @@ fn array(py: Python<'_>, view: View, index: usize) -> PyResult<Picture> {
     let refuse = |why: &str| {
         Err(argument(
             py,
-            format!("image {index} is an array {shape:?} of {format:?}, {why}. Give uint8 [height, width, 3], RGB"),
+            format!(
+                "image {index} is an array {shape:?} of {format:?}, {why}. Give uint8 [height, width, 3], RGB"
+            ),
         ))
     };
     if format != "B" {

@@ -32,7 +32,9 @@ impl Rows {
             if view.format() != "e" {
                 return Err(not_half(what, name(view.format())));
             }
-            if view.strides().iter().any(|stride| stride % 2 != 0) || view.first() as usize % 2 != 0 {
+            if view.strides().iter().any(|stride| stride % 2 != 0)
+                || !(view.first() as usize).is_multiple_of(2)
+            {
                 return Err(argument(py, format!("{what} has elements at odd addresses")));
             }
             let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
@@ -52,7 +54,9 @@ impl Rows {
             Device { kind: dlpack::CPU | dlpack::CUDA_HOST, .. } => Place::Host,
             Device { kind: dlpack::CUDA, id } => Place::Cuda(id.unsigned_abs() as usize),
             Device { kind, id } => {
-                let text = format!("{what} lies on device {kind}:{id} of DLPack. Give memory of the CPU or an NVIDIA GPU");
+                let text = format!(
+                    "{what} lies on device {kind}:{id} of DLPack. Give memory of the CPU or an NVIDIA GPU"
+                );
                 return Err(argument(py, text));
             }
         };
@@ -74,7 +78,9 @@ impl Rows {
         let rows = Self::of(object, "rows", false)?;
         match rows.place {
             Place::Host => Ok(rows),
-            Place::Cuda(_) => Err(argument(object.py(), "rows lie in a GPU's memory. Give a copy on the CPU")),
+            Place::Cuda(_) => {
+                Err(argument(object.py(), "rows lie in a GPU's memory. Give a copy on the CPU"))
+            }
         }
     }
 
@@ -96,7 +102,9 @@ impl Rows {
                 (images.saturating_mul(rows), hidden, down, across)
             }
             (&[_, _, _], _) => {
-                let text = format!("{what} has shape {shape:?} and strides {strides:?}. Give images without gaps between");
+                let text = format!(
+                    "{what} has shape {shape:?} and strides {strides:?}. Give images without gaps between"
+                );
                 return Err(argument(py, text));
             }
             _ => {
@@ -105,7 +113,8 @@ impl Rows {
             }
         };
         if count < 0 || hidden < 0 || (across != 1 && hidden > 1) || (down < hidden && count > 1) {
-            let text = format!("{what} has shape {shape:?} and strides {strides:?}. Give rows without gaps inside");
+            let text =
+                format!("{what} has shape {shape:?} and strides {strides:?}. Give rows without gaps inside");
             return Err(argument(py, text));
         }
         let row_stride = if count > 1 { down } else { hidden } as usize;
@@ -134,7 +143,8 @@ impl Rows {
 
 /// What arrays call a format of the module `struct`.
 fn name(format: &str) -> &str {
-    let names = [("f", "float32"), ("d", "float64"), ("h", "int16"), ("i", "int32"), ("l", "int64"), ("B", "uint8")];
+    let names =
+        [("f", "float32"), ("d", "float64"), ("h", "int16"), ("i", "int32"), ("l", "int64"), ("B", "uint8")];
     names.iter().find(|(short, _)| *short == format).map_or(format, |(_, long)| long)
 }
 

@@ -49,7 +49,9 @@ impl Target {
             let mut rows = HostRows(vec![0; (rows * hidden).div_ceil(4)].into_boxed_slice());
             // SAFETY: the box does not move, outlives the buffer (`finish` drops that first), and nobody else looks at it
             // before the call is over.
-            let memory = unsafe { std::slice::from_raw_parts_mut(rows.0.as_mut_ptr().cast::<f16>(), 4 * rows.0.len()) };
+            let memory = unsafe {
+                std::slice::from_raw_parts_mut(rows.0.as_mut_ptr().cast::<f16>(), 4 * rows.0.len())
+            };
             let buffer = SequenceBuffer::wrap(memory, hidden);
             return Ok(Self::Host(HostTarget { rows, buffer }));
         };
@@ -63,7 +65,8 @@ impl Target {
             return Err(argument(py, text));
         }
         if out.count < rows {
-            let text = format!("out has {} rows, but the sequence needs {rows}. Give at least as many", out.count);
+            let text =
+                format!("out has {} rows, but the sequence needs {rows}. Give at least as many", out.count);
             return Err(argument(py, text));
         }
         let buffer = match out.place {
@@ -125,8 +128,11 @@ impl Target {
                 let strides = vec![len * out.row_stride as i64, out.row_stride as i64, 1];
                 let (first, place) = (out.first.cast(), out.place);
                 // SAFETY: the caller's memory has these rows, and what keeps it is the owner.
-                unsafe { Memory::new(out.keeps, first, Kind::Float16, place, vec![1, len, hidden], false).with_strides(strides) }
-                    .into_tensor(py)
+                unsafe {
+                    Memory::new(out.keeps, first, Kind::Float16, place, vec![1, len, hidden], false)
+                        .with_strides(strides)
+                }
+                .into_tensor(py)
             }
         }
     }
