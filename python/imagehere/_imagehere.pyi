@@ -1,8 +1,21 @@
 """The compiled part. Letters of shapes: N images, P patches of each, L positions, H elements of a row."""
 
 import os
+import sys
 from collections.abc import Iterable, Sequence as Seq
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, final
+
+__all__ = [
+    "DEFAULT_META_INSTRUCTION",
+    "Encoder",
+    "Features",
+    "MARKER",
+    "Plan",
+    "Sequence",
+    "Tensor",
+    "__version__",
+    "make_random_checkpoint",
+]
 
 class _PilImage(Protocol):
     mode: str
@@ -13,7 +26,7 @@ class _HasDlpack(Protocol):
     def __dlpack__(self, **options: Any) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
-Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | _PilImage | Any
+_Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | _PilImage | Any
 """A path; the bytes of a file; a PIL image (as ``convert("RGB")`` has it); a uint8 array [height, width, 3] of RGB, read in
 place where the bytes of a row lie together."""
 
@@ -22,6 +35,7 @@ MARKER: str
 DEFAULT_META_INSTRUCTION: str
 """Upstream's system text: what ``meta_instruction`` is where nothing is given."""
 
+@final
 class Tensor:
     """Memory of the library's, or of the caller's ``out``, shared and not copied.
 
@@ -30,6 +44,8 @@ class Tensor:
     consumer's stream has nothing to wait for.
     """
 
+    def __new__(cls, memory: Any) -> Tensor:
+        """Raises TypeError: tensors are made by the library."""
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -43,7 +59,8 @@ class Tensor:
     def data_ptr(self) -> int:
         """Address of the first element, in the memory of its device."""
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
     def __dlpack__(
         self,
@@ -54,6 +71,7 @@ class Tensor:
         copy: bool | None = None,
     ) -> Any: ...
 
+@final
 class Plan:
     """The layout of a sequence: integers alone, nothing decoded."""
 
@@ -74,6 +92,7 @@ class Plan:
     def __len__(self) -> int:
         """L, in positions."""
 
+@final
 class Features:
     """One image's features, to be placed in any number of sequences. Bound to the checkpoint that made them."""
 
@@ -85,6 +104,7 @@ class Features:
     def __len__(self) -> int:
         """P."""
 
+@final
 class Sequence:
     """A filled sequence."""
 
@@ -113,37 +133,39 @@ class Sequence:
     def __len__(self) -> int:
         """L, in positions."""
 
+@final
 class Encoder:
-    """A loaded model. Calls from several threads run side by side and share the weights; the GIL is free meanwhile."""
+    """A loaded model. Calls from several threads run side by side and share the weights; the GIL is free meanwhile.
 
-    def __init__(
-        self,
+    Opens a checkpoint directory as the Hub holds it.
+
+    ``device``: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``cuda:0,1`` or ``cuda:all``. ``threads``: of the CPU, in a
+    pool of its own; None shares one of a thread per core. ``saturate``: weights beyond fp16 become ±65504 instead of
+    an error. ``exif``: files are turned as their orientation says, or (upstream) not. ``alpha``: dropped (upstream),
+    or over a colour. ``resample``: the Pillow whose resize is matched, byte by byte. ``feature_cache``: a folder where
+    features are looked for first and kept after, of ``feature_cache_size`` bytes at most.
+
+    Raises CheckpointError, DTypeError, ValueOutOfRangeError or DeviceError.
+    """
+
+    def __new__(
+        cls,
         path: str | os.PathLike[str],
         device: str = "auto",
         *,
         threads: int | None = None,
         saturate: bool = False,
         exif: Literal["apply", "ignore"] = "apply",
-        alpha: Literal["drop", "white", "black"] | tuple[int, int, int] = "drop",
+        alpha: Literal["drop", "white", "black"] | tuple[int, int, int] | None = None,
         resample: Literal["pillow", "pillow13"] = "pillow",
         feature_cache: str | os.PathLike[str] | None = None,
         feature_cache_size: int | None = None,
-    ) -> None:
-        """Opens a checkpoint directory as the Hub holds it.
-
-        ``device``: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``cuda:0,1`` or ``cuda:all``. ``threads``: of the CPU, in a
-        pool of its own; None shares one of a thread per core. ``saturate``: weights beyond fp16 become ±65504 instead of
-        an error. ``exif``: files are turned as their orientation says, or (upstream) not. ``alpha``: dropped (upstream),
-        or over a colour. ``resample``: the Pillow whose resize is matched, byte by byte. ``feature_cache``: a folder where
-        features are looked for first and kept after, of ``feature_cache_size`` bytes at most.
-
-        Raises CheckpointError, DTypeError, ValueOutOfRangeError or DeviceError.
-        """
+    ) -> Encoder: ...
 
     def plan(
         self,
         prompt: str,
-        images: int | Image | Iterable[Image] | None = None,
+        images: int | _Image | Iterable[_Image] | None = None,
         *,
         meta_instruction: str | None = ...,
         history: Seq[tuple[str, str]] | None = None,
@@ -167,7 +189,7 @@ class Encoder:
     def encode(
         self,
         prompt: str | Plan,
-        images: Image | Features | Iterable[Image | Features] | None = None,
+        images: _Image | Features | Iterable[_Image | Features] | None = None,
         *,
         meta_instruction: str | None = ...,
         history: Seq[tuple[str, str]] | None = None,
@@ -191,7 +213,7 @@ class Encoder:
         IncompleteError.
         """
 
-    def features(self, images: Image | Iterable[Image]) -> list[Features]:
+    def features(self, images: _Image | Iterable[_Image]) -> list[Features]:
         """Encodes images, equal ones once. Raises ImageError."""
 
     def adopt_features(self, rows: _HasDlpack | Any) -> list[Features]:
@@ -200,7 +222,7 @@ class Encoder:
         Raises ArgumentError, TypeError.
         """
 
-    def save_features(self, path: str | os.PathLike[str], images: Image | Iterable[Image]) -> int:
+    def save_features(self, path: str | os.PathLike[str], images: _Image | Iterable[_Image]) -> int:
         """Encodes images into a features file, whole or not at all, and returns its bytes. Raises ImageError, WriteError."""
 
     def read_features(self, path: str | os.PathLike[str]) -> list[Features]:

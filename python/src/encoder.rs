@@ -25,6 +25,17 @@ use crate::rows::Rows;
 use crate::sequence::Sequence;
 use crate::target::Target;
 
+/// A loaded model. Calls from several threads run side by side and share the weights; the GIL is free meanwhile.
+///
+/// Opens a checkpoint directory as the Hub holds it.
+///
+/// ``device``: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``cuda:0,1`` or ``cuda:all``. ``threads``: of the CPU, in a
+/// pool of its own; None shares one of a thread per core. ``saturate``: weights beyond fp16 become ±65504 instead of
+/// an error. ``exif``: files are turned as their orientation says, or (upstream) not. ``alpha``: dropped (upstream),
+/// or over a colour. ``resample``: the Pillow whose resize is matched, byte by byte. ``feature_cache``: a folder where
+/// features are looked for first and kept after, of ``feature_cache_size`` bytes at most.
+///
+/// Raises CheckpointError, DTypeError, ValueOutOfRangeError or DeviceError.
 #[pyclass(frozen, module = "imagehere")]
 pub struct Encoder {
     inner: imagehere::encoder::Encoder,
@@ -81,6 +92,15 @@ impl Encoder {
     #[pyo3(signature = (prompt, images = None, *, meta_instruction = MetaArg::default(), history = None, raw = false,
         bos = "per-segment", allow_control_tokens = false, max_length = None, truncate = false))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    /// Lays out a sequence for so many images, or for these: each takes the place of an ``<ImageHere>``.
+    ///
+    /// ``meta_instruction``: the system text; None for none; upstream's where not given. A bool is a TypeError: upstream's
+    /// code would put the text "True" into the prompt. ``history``: earlier (query, answer) pairs, with their markers.
+    /// ``raw``: the prompt is the whole text, without a template. ``bos``: before each segment of text, as upstream's chat
+    /// has it, or before the first alone, as in training. ``max_length``: a limit in positions; longer is an error.
+    /// ``truncate``: cut where upstream does, with a warning, at the ``max_length`` of the checkpoint's config.
+    ///
+    /// Raises MarkerCountError or SequenceTooLongError.
     fn plan(
         &self,
         py: Python<'_>,
@@ -118,6 +138,16 @@ impl Encoder {
         bos = "per-segment", allow_control_tokens = false, max_length = None, truncate = false, out = None,
         verify = true))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    /// Fills a sequence: text rows, and each image's features in its slot.
+    ///
+    /// Features are placed and not encoded again. ``out``: a float16 tensor or array [rows, H] or [1, rows, H], of
+    /// the host or the encoder's device, with at least L rows; they are written in place, and rows after them are not
+    /// touched. Nobody else may touch it during the call. ``verify``: every row was written, and no value is NaN or infinite.
+    ///
+    /// Ctrl-C stops the call; rows of ``out`` may have been written then.
+    ///
+    /// Raises as ``plan``, ImageError naming the first image that cannot be used (nothing was written then),
+    /// IncompleteError.
     fn encode<'py>(
         &self,
         py: Python<'py>,
@@ -190,6 +220,7 @@ impl Encoder {
         Ok(Sequence { inputs_embeds, plan: plan.unbind(), report, norms })
     }
 
+    /// Encodes images, equal ones once. Raises ImageError.
     fn features(&self, py: Python<'_>, images: &Bound<'_, PyAny>) -> PyResult<Vec<Features>> {
         let pictures = pictures(images)?;
         let sources = only_images(py, &pictures)?;
@@ -198,6 +229,9 @@ impl Encoder {
         features.into_iter().map(|features| Features::new(py, features)).collect()
     }
 
+    /// Takes float16 rows [N, P, H] or [P, H] in host memory, made by this checkpoint elsewhere, as features: copied.
+    ///
+    /// Raises ArgumentError, TypeError.
     fn adopt_features(&self, py: Python<'_>, rows: &Bound<'_, PyAny>) -> PyResult<Vec<Features>> {
         let (patches, hidden) = (self.inner.config().patches, self.inner.config().hidden_size);
         let rows = Rows::read(rows)?;
@@ -215,18 +249,21 @@ impl Encoder {
         (0..rows.count / patches).map(adopt).collect()
     }
 
+    /// Encodes images into a features file, whole or not at all, and returns its bytes. Raises ImageError, WriteError.
     fn save_features(&self, py: Python<'_>, path: PathBuf, images: &Bound<'_, PyAny>) -> PyResult<u64> {
         let pictures = pictures(images)?;
         let sources = only_images(py, &pictures)?;
         run(py, |progress| self.inner.feature_set(&sources, progress)?.0.save(&path))
     }
 
+    /// Reads a features file that this checkpoint made by this encoder's rules. Raises FeaturesError.
     fn read_features(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<Features>> {
         let features = run(py, |_| self.inner.read_features(&path))?;
         features.into_iter().map(|features| Features::new(py, features)).collect()
     }
 
     #[pyo3(signature = (*batch_sizes))]
+    /// Makes the first call with so many images cost what the tenth does, on a GPU.
     fn warm_up(&self, py: Python<'_>, batch_sizes: Vec<usize>) -> PyResult<()> {
         run(py, |_| self.inner.warm_up(&batch_sizes))
     }
@@ -237,11 +274,13 @@ impl Encoder {
     }
 
     #[getter]
+    /// The device and the kernels chosen on it, in words.
     fn device(&self) -> String {
         self.inner.describe()
     }
 
     #[getter]
+    /// Where sequences lie: ``cpu`` or ``cuda:N``.
     fn place(&self) -> String {
         match self.inner.device_sequence().map(|sequence| sequence.place()) {
             Ok(Place::Cuda(ordinal)) => format!("cuda:{ordinal}"),
@@ -255,6 +294,7 @@ impl Encoder {
     }
 
     #[getter]
+    /// What was noticed when the checkpoint was opened.
     fn warnings(&self) -> Vec<String> {
         self.inner.warnings().iter().map(ToString::to_string).collect()
     }
@@ -296,7 +336,7 @@ fn only_images<'a>(py: Python<'_>, pictures: &'a [Picture]) -> PyResult<Vec<Imag
     }
 }
 
-/// Writes a small random checkpoint in the upstream layout.
+/// Writes random weights in the upstream layout, for tests and trials.
 #[pyfunction]
 #[pyo3(signature = (path, *, preset = "tiny"))]
 pub fn make_random_checkpoint(py: Python<'_>, path: PathBuf, preset: &str) -> PyResult<()> {

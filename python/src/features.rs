@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use crate::tensor::{Kind, Memory, Place};
 
+/// One image's features, to be placed in any number of sequences. Bound to the checkpoint that made them.
 #[pyclass(frozen, module = "imagehere")]
 pub struct Features {
     pub inner: imagehere::features::Features,
@@ -27,6 +28,7 @@ impl Features {
 #[pymethods]
 impl Features {
     #[getter]
+    /// [P, H] float16 in host memory. Read-only.
     fn rows(&self, py: Python<'_>) -> Py<PyAny> {
         self.rows.clone_ref(py)
     }
@@ -36,6 +38,7 @@ impl Features {
         self.inner.fingerprint()
     }
 
+    /// P.
     fn __len__(&self) -> usize {
         self.inner.len()
     }

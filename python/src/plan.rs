@@ -12,6 +12,7 @@ use crate::tensor::{Kind, Memory, Place};
 /// Begin, rows, image or none, text.
 type Segment = (usize, usize, Option<usize>, String);
 
+/// The layout of a sequence: integers alone, nothing decoded.
 #[pyclass(frozen, module = "imagehere")]
 pub struct Plan {
     pub inner: Arc<SequencePlan>,
@@ -34,21 +35,25 @@ impl Plan {
 #[pymethods]
 impl Plan {
     #[getter]
+    /// [1, L] int64, -1 in the rows of images. Read-only.
     pub fn input_ids(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.row(py, &self.inner.input_ids, Kind::Int64)
     }
 
     #[getter]
+    /// [1, L] bool, true in the rows of images. Read-only.
     pub fn im_mask(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.row(py, &self.inner.im_mask, Kind::Bool)
     }
 
     #[getter]
+    /// First position and rows of each image, in the order of the markers.
     pub fn slots(&self) -> Vec<(usize, usize)> {
         self.inner.slots.iter().map(|slot| (slot.offset, slot.len)).collect()
     }
 
     #[getter]
+    /// First position, rows, image or None, and text of everything, in order.
     fn segments(&self) -> Vec<Segment> {
         let segment = |segment: &imagehere::prompt::Segment| {
             let image = match segment.kind {
@@ -65,6 +70,7 @@ impl Plan {
         self.inner.warnings.iter().map(ToString::to_string).collect()
     }
 
+    /// L, in positions.
     fn __len__(&self) -> usize {
         self.inner.len()
     }

@@ -7,6 +7,7 @@ use imagehere::encoder::EncodeReport;
 
 use crate::plan::Plan;
 
+/// A filled sequence.
 #[pyclass(frozen, module = "imagehere")]
 pub struct Sequence {
     pub inputs_embeds: Py<PyAny>, // Tensor [1, L, H]
@@ -18,6 +19,7 @@ pub struct Sequence {
 #[pymethods]
 impl Sequence {
     #[getter]
+    /// [1, L, H] float16, where the encoder's device is, or the rows of ``out``.
     fn inputs_embeds(&self, py: Python<'_>) -> Py<PyAny> {
         self.inputs_embeds.clone_ref(py)
     }
@@ -28,21 +30,25 @@ impl Sequence {
     }
 
     #[getter]
+    /// [1, L] int64, -1 in the rows of images, in host memory.
     fn input_ids(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.plan.get().input_ids(py)
     }
 
     #[getter]
+    /// [1, L] bool, in host memory.
     fn im_mask(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.plan.get().im_mask(py)
     }
 
     #[getter]
+    /// First position and rows of each image, in the order of the markers.
     fn slots(&self) -> Vec<(usize, usize)> {
         self.plan.get().slots()
     }
 
     #[getter]
+    /// Mean Euclidean norm of each slot's rows; None without ``verify``.
     fn norms(&self) -> Option<Vec<f64>> {
         self.norms.clone()
     }
@@ -54,6 +60,7 @@ impl Sequence {
     }
 
     #[getter]
+    /// Seconds of decoding, resizing and encoding; images that were encoded and that a cache had.
     fn report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let report = PyDict::new(py);
         report.set_item("decode_s", self.report.decode.as_secs_f64())?;
@@ -64,6 +71,7 @@ impl Sequence {
         Ok(report)
     }
 
+    /// L, in positions.
     fn __len__(&self) -> usize {
         self.plan.get().inner.len()
     }

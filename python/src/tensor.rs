@@ -198,6 +198,7 @@ impl Base {
     }
 
     #[getter]
+    /// ``cpu`` or ``cuda:N``.
     fn device(&self) -> String {
         match self.memory.place {
             Place::Host => "cpu".into(),
@@ -206,10 +207,12 @@ impl Base {
     }
 
     #[getter]
+    /// Bytes of all elements, without gaps between rows.
     fn nbytes(&self) -> usize {
         self.memory.elements() * self.memory.kind.bytes()
     }
 
+    /// Address of the first element, in the memory of its device.
     fn data_ptr(&self) -> usize {
         self.memory.first as usize
     }
@@ -228,7 +231,6 @@ impl Base {
         (device.kind, device.id)
     }
 
-    /// All is written when a call of this library returns, so there is nothing for `stream` to wait for.
     #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
     fn __dlpack__<'py>(
         &self,
@@ -238,7 +240,7 @@ impl Base {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let _ = stream;
+        let _ = stream; // all was written when the call returned: there is nothing to wait for
         let refuse = |text: &str| Err(PyBufferError::new_err(text.to_owned()));
         if dl_device.is_some_and(|device| device != self.__dlpack_device__()) {
             return refuse("the tensor stays where it is; copy it over in your framework");
@@ -322,12 +324,20 @@ unsafe extern "C" fn get_buffer(object: *mut ffi::PyObject, view: *mut buffer::R
     }
 }
 
+const DOC: &CStr = c"\
+Memory of the library's, or of the caller's ``out``, shared and not copied.
+
+By DLPack (``torch.from_dlpack``, ``jax.dlpack.from_dlpack``), on the host by the buffer protocol too
+(``numpy.asarray``, ``memoryview``). It lives as long as anybody looks at it. All is written when a call returns: a
+consumer's stream has nothing to wait for.";
+
 /// The class `Tensor`: [`Base`] with the buffer protocol.
 pub fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let make = || {
         let get_buffer: unsafe extern "C" fn(_, _, _) -> _ = get_buffer;
         let mut slots = [
+            ffi::PyType_Slot { slot: ffi::Py_tp_doc, pfunc: DOC.as_ptr().cast_mut().cast() },
             ffi::PyType_Slot { slot: buffer::SLOT_GET, pfunc: get_buffer as *mut c_void },
             ffi::PyType_Slot { slot: 0, pfunc: std::ptr::null_mut() },
         ];
