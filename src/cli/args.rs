@@ -57,7 +57,8 @@ pub enum Command {
     /// image rows, and `slots` I64 [N,2]: begin and end of each image. It appears whole or not at all.
     ///
     /// With --format npy it is a folder, which appears whole or not at all: a file for each of these (<f2, |b1, <i8),
-    /// each image's rows [P,H] once more in image_000.npy, ..., and metadata.json.
+    /// each image's rows [P,H] once more in image_000.npy, ..., and metadata.json. Other formats are those of engines; see
+    /// --format.
     ///
     /// With --request, a JSON file names images and the sequences that share them:
     /// {"images": {"a": "a.jpg", ...}, "sequences": [{"name": "first", "prompt": "<ImageHere>?", "images": ["a"]},
@@ -133,7 +134,7 @@ pub struct EncodeArgs {
     pub request: Option<PathBuf>,
 
     /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; with
-    /// --format npy folders NAME, 000, 001, ...; made if it does not exist
+    /// --format npy folders NAME, 000, 001, ..., with others .json or .pt; made if it does not exist
     #[arg(long, value_name = "DIR", requires = "request", help_heading = "Several sequences")]
     #[arg(conflicts_with_all = ["prompt", "prompt_file", "image", "out"])]
     pub out_dir: Option<PathBuf>,
@@ -142,8 +143,8 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "F.safetensors", required_unless_present = "request")]
     pub out: Option<PathBuf>,
 
-    /// How to write it: one safetensors file, or a folder of NumPy arrays (npy)
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true)]
+    /// How to write it: for this program, for NumPy, or for an engine
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub format: Sink,
 
     /// Take the images from files that `imagehere features` wrote, in this order; the options of images must be those they

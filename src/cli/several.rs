@@ -19,7 +19,7 @@ use imagehere::encoder::{EncodeReport, Encoder};
 use imagehere::image::ImageSource;
 use imagehere::output::safetensors::SequenceRecord;
 use imagehere::packing::PackedPlan;
-use imagehere::prompt::{Planner, SequencePlan};
+use imagehere::prompt::{Planner, Request, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
 use imagehere::tokenizer::Tokenizer;
 use imagehere::{Error, ImageProblem, Result, Warning};
@@ -58,7 +58,8 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = |sequence: &Sequence| plan(args, &planner, &requests, sequence);
-    let plans = requests.sequences.iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let laid_out = requests.sequences.iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let (prompts, plans): (Vec<_>, Vec<_>) = laid_out.into_iter().unzip(); // [S]
     let packed = pack(&requests, &plans)?;
     if let Some((image, source)) = unreadable_image(&requests) {
         let remedy =
@@ -102,7 +103,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
             hidden,
             metadata: encode::metadata(&prompt, args, &warnings[s], encoder.fingerprint()),
         };
-        let (written, bytes) = args.format.stage(&targets[s], &record)?;
+        let (written, bytes) = args.format.stage(&targets[s], &prompts[s], &record)?;
         pending.push((targets[s].clone(), written, bytes));
     }
     let files = name_all(pending)?;
@@ -160,18 +161,22 @@ fn options(entry: &Entry, shared: &PromptArgs) -> PromptArgs {
     }
 }
 
-/// Lays out one sequence.
+/// Lays out one sequence, and returns what was asked for as well.
 fn plan(
     args: &EncodeArgs,
     planner: &Planner,
     requests: &Requests,
     sequence: &Sequence,
-) -> Result<SequencePlan> {
+) -> Result<(Request, SequencePlan)> {
     let entry = &sequence.entry;
     let names = sequence.images.iter().map(|&image| requests.images[image].name.clone()).collect();
     let prompt = options(entry, &args.prompt);
     inputs::assemble(&prompt, &args.images, entry.prompt.clone(), entry.history.clone(), names)
-        .and_then(|request| planner.plan(&request))
+        .and_then(|request| {
+            let plan = planner.plan(&request)?;
+            args.format.check_plan(&request, &plan)?;
+            Ok((request, plan))
+        })
         .map_err(|error| within(&sequence.label, error))
 }
 
