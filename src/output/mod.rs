@@ -7,13 +7,18 @@
 //! | module | whose reader | what |
 //! |---|---|---|
 //! | [`torch_save`] | `torch.load(weights_only=True)` | numbers, texts, lists, dictionaries, tensors |
-//! | [`vllm`] | vLLM's server | a chat body with `image_embeds` |
+//! | [`vllm`] | vLLM | bodies with `image_embeds` or `prompt_embeds`, entries of an encoder cache |
+//! | [`lmdeploy`] | LMDeploy's TurboMind | ids, each image's rows, their ranges |
+//! | [`sglang`] | SGLang's engine | ids, all images' rows as `precomputed_embedding` |
 //! Nothing here changes a value: what the encoder wrote is what the file holds, byte for byte.
 
 mod atomic;
+mod folder;
+pub mod lmdeploy;
 pub mod npy;
 mod rows;
 pub mod safetensors;
+pub mod sglang;
 mod staged;
 #[cfg(test)]
 mod testkit;
@@ -22,6 +27,7 @@ pub mod vllm;
 
 pub(crate) use atomic::write_error;
 pub use atomic::{AtomicFile, stage};
+pub use folder::Folder;
 pub use rows::Rows;
 pub(crate) use rows::{hex, sha256};
 pub use staged::StagedDir;

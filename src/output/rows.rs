@@ -4,6 +4,7 @@ use half::f16;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
+use crate::prompt::{SequencePlan, Slot};
 
 /// Rows lent to a writer, shape `[R, H]`, row-major, fp16: one image's features, or a whole sequence.
 ///
@@ -43,6 +44,31 @@ impl<'a> Rows<'a> {
     pub(crate) fn checked(values: &'a [f16], hidden: usize) -> Self {
         debug_assert!(hidden > 0 && values.len().is_multiple_of(hidden));
         Self { values, hidden }
+    }
+
+    /// Returns the rows of each slot, of a whole sequence `[L, H]`: of each image its features, as far as no cut goes through
+    /// them.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if rows and plan do not have the same length, or a slot is not inside.
+    pub fn of_slots(&self, plan: &SequencePlan) -> Result<Vec<Self>> {
+        if self.len() != plan.len() {
+            return Err(Error::argument(
+                format!("the sequence has {} rows, and its plan {} positions", self.len(), plan.len()),
+                "Give the rows that were encoded by this plan",
+            ));
+        }
+        let rows = |slot: &Slot| {
+            let end =
+                slot.offset.checked_add(slot.len).filter(|&end| end <= self.len()).ok_or_else(|| {
+                    Error::argument(
+                        format!("{slot:?} is not inside the {} positions of its plan", self.len()),
+                        "Use a plan as it was made",
+                    )
+                })?;
+            Ok(Self { values: &self.values[slot.offset * self.hidden..end * self.hidden], ..*self })
+        };
+        plan.slots.iter().map(rows).collect()
     }
 
     /// Returns **R**, the number of rows.
