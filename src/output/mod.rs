@@ -9,6 +9,7 @@
 //! | [`torch_save`] | `torch.load(weights_only=True)` | numbers, texts, lists, dictionaries, tensors |
 //! | [`vllm`] | vLLM | bodies with `image_embeds` or `prompt_embeds`, entries of an encoder cache |
 //! | [`lmdeploy`] | LMDeploy's TurboMind | ids, each image's rows, their ranges |
+//! | [`parquet`] | pyarrow, and any reader of Parquet | features of many images, a row each |
 //! | [`sglang`] | SGLang's engine | ids, all images' rows as `precomputed_embedding` |
 //! Nothing here changes a value: what the encoder wrote is what the file holds, byte for byte.
 
@@ -16,6 +17,7 @@ mod atomic;
 mod folder;
 pub mod lmdeploy;
 pub mod npy;
+pub mod parquet;
 mod rows;
 pub mod safetensors;
 pub mod sglang;
