@@ -10,6 +10,7 @@ use imagehere::picture::Map;
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
 
+use super::bulk::FeatureSink;
 use super::sink::Sink;
 
 const EXAMPLES: &str = "\
@@ -75,6 +76,13 @@ pub enum Command {
     ///
     /// The file holds `features` F16 [N,P,H]; in its metadata the checkpoint's fingerprint, how files became pixels, and
     /// each image's name, SHA-256 of the pixels that the tower saw, and warnings. It appears whole or not at all.
+    ///
+    /// With --format parquet it is a table of any number of images: name, pixels (their SHA-256), checkpoint, rows, hidden,
+    /// and features, a list of P*H float16. Images are encoded and written 32 at a time.
+    ///
+    /// With --format vllm-encoder-cache it is the shared_storage_path of a vLLM server: UUID/encoder_cache.safetensors of
+    /// each image, which a request uses that has the image and this uuid. The uuid is the SHA-256 of the features. Entries
+    /// appear one by one, each whole.
     Features(FeaturesArgs),
     /// Show the layout of the sequence without running the model
     ///
@@ -147,6 +155,11 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub format: Sink,
 
+    /// The id that image rows have among the ids: for --format sglang the served model's image token, for lmdeploy any
+    /// [default there: 0]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
+    pub image_token: Option<u32>,
+
     /// Take the images from files that `imagehere features` wrote, in this order; the options of images must be those they
     /// were made with. No tower is run, so that device and threads make no difference
     #[arg(long, value_name = "F.safetensors", num_args = 1.., action = ArgAction::Append)]
@@ -181,9 +194,14 @@ pub struct FeaturesArgs {
     #[command(flatten)]
     pub images: ImageArgs,
 
-    /// Where to write the features
+    /// Where to write the features: a file, or with --format vllm-encoder-cache a directory, which is made if it does not
+    /// exist, and keeps what is in it
     #[arg(long, value_name = "F.safetensors")]
     pub out: PathBuf,
+
+    /// How to write them: for this program, for many images, or for an engine
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: FeatureSink,
 
     /// Where and how to run.
     #[command(flatten)]

@@ -42,6 +42,7 @@ pub struct Outcome {
 
 /// Runs the command.
 pub fn run(args: &EncodeArgs) -> Result<String> {
+    args.format.check_options(args.image_token)?;
     if let (Some(request), Some(dir)) = (&args.request, &args.out_dir) {
         return several::run(args, request, dir);
     }
@@ -70,7 +71,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = planner.plan(&request)?;
-    args.format.check_plan(&request, &plan)?;
+    args.format.check_plan(&request, &plan, args.image_token)?;
     let mut open = opening.elapsed();
 
     let images = inputs::sources(&args.images.image, &rules.0)?;
@@ -105,7 +106,7 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     kept.check(&checkpoint, &rules.0, rules.1)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = planner.plan(&request)?;
-    args.format.check_plan(&request, &plan)?;
+    args.format.check_plan(&request, &plan, args.image_token)?;
     let encoder = Encoder::load_without_tower(&checkpoint, planner, options(&args.running, rules, None));
     let open = opening.elapsed();
 
@@ -166,7 +167,7 @@ impl Done {
             hidden: sequence.hidden(),
             metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
         };
-        let (pending, bytes) = args.format.stage(&out, &request, &record)?;
+        let (pending, bytes) = args.format.stage(&out, &request, &record, args.image_token)?;
         pending.commit()?;
         let write = writing.elapsed();
         let picture = picture::commit(drawn, &out)?;

@@ -5,8 +5,8 @@ use std::path::Path;
 use clap::ValueEnum;
 use imagehere::output::safetensors::SequenceRecord;
 use imagehere::output::vllm::{self, ChatBody};
-use imagehere::output::{AtomicFile, Rows, StagedDir, npy, safetensors, stage, torch_save};
-use imagehere::prompt::{Request, SequencePlan, Slot};
+use imagehere::output::{AtomicFile, Rows, StagedDir, lmdeploy, npy, safetensors, sglang, stage, torch_save};
+use imagehere::prompt::{Request, SequencePlan};
 use imagehere::{Error, Result, WarningKind};
 
 use super::argument;
@@ -25,6 +25,16 @@ pub enum Sink {
     VllmPromptEmbeds,
     /// For `vllm serve --enable-prompt-embeds`: the JSON body of a completion with `prompt_embeds`
     VllmCompletion,
+    /// For LMDeploy's TurboMind, read by torch.load: input_ids, input_embeddings and their ranges
+    Lmdeploy,
+    /// For SGLang's engine, read by torch.load: input_ids and image_data, a precomputed_embedding; with --image-token
+    Sglang,
+    /// One of those that hold images and no sequence
+    #[value(hide = true)]
+    VllmEncoderCache,
+    /// One of those that hold images and no sequence
+    #[value(hide = true)]
+    Parquet,
 }
 
 /// A sequence that is written, and waits for its name.
@@ -48,7 +58,8 @@ impl Sink {
             Self::Safetensors => ".safetensors",
             Self::Npy => "",
             Self::VllmImageEmbeds | Self::VllmCompletion => ".json",
-            Self::VllmPromptEmbeds => ".pt",
+            Self::VllmPromptEmbeds | Self::Lmdeploy | Self::Sglang => ".pt",
+            Self::VllmEncoderCache | Self::Parquet => "",
         }
     }
 
@@ -68,23 +79,53 @@ impl Sink {
         }
     }
 
-    /// Checks that the format has a place for all that makes this sequence what it is.
-    pub fn check_plan(self, request: &Request, plan: &SequencePlan) -> Result<()> {
-        if self != Self::VllmImageEmbeds {
-            return Ok(());
-        }
-        request.turns().map_err(|error| self.unfit(error))?;
-        match plan.warnings.iter().any(|warning| warning.kind == WarningKind::Truncated) {
-            false => Ok(()),
-            true => Err(self.unfit(argument(
-                "the sequence is cut, and a server lays it out again from the whole prompt",
-                "Use a shorter prompt, or another `--format`",
+    /// Checks that the options go together, before anything costs time.
+    pub fn check_options(self, image_token: Option<u32>) -> Result<()> {
+        match (self, image_token) {
+            (Self::VllmEncoderCache | Self::Parquet, _) => Err(self.unfit(argument(
+                "it holds images, and no sequence",
+                "Use `imagehere features`, which has this format too",
             ))),
+            (Self::Sglang, None) => Err(self.unfit(argument(
+                "SGLang finds images by the served model's image token",
+                "Give its id with `--image-token`",
+            ))),
+            (Self::Lmdeploy | Self::Sglang, _) | (_, None) => Ok(()),
+            (_, Some(_)) => {
+                Err(self.unfit(argument("it has no ids", "Leave `--image-token` out, or use another format")))
+            }
+        }
+    }
+
+    /// Checks that the format has a place for all that makes this sequence what it is.
+    pub fn check_plan(self, request: &Request, plan: &SequencePlan, image_token: Option<u32>) -> Result<()> {
+        match self {
+            Self::VllmImageEmbeds => {
+                request.turns().map_err(|error| self.unfit(error))?;
+                match plan.warnings.iter().any(|warning| warning.kind == WarningKind::Truncated) {
+                    false => Ok(()),
+                    true => Err(self.unfit(argument(
+                        "the sequence is cut, and a server lays it out again from the whole prompt",
+                        "Use a shorter prompt, or another `--format`",
+                    ))),
+                }
+            }
+            Self::Sglang => {
+                sglang::check(plan, image_token.unwrap_or_default()).map_err(|error| self.unfit(error))
+            }
+            _ => Ok(()),
         }
     }
 
     /// Writes a sequence, up to its name, and returns its bytes as well. `request` is what it was made from.
-    pub fn stage(self, out: &Path, request: &Request, record: &SequenceRecord<'_>) -> Result<(Pending, u64)> {
+    pub fn stage(
+        self,
+        out: &Path,
+        request: &Request,
+        record: &SequenceRecord<'_>,
+        image_token: Option<u32>,
+    ) -> Result<(Pending, u64)> {
+        let saved = |value: torch_save::Value<'_>| stage(out, |out| torch_save::write(out, &value).map(drop));
         let rows = Rows::new(record.inputs_embeds, record.hidden)?;
         let (file, bytes) = match self {
             Self::Safetensors => safetensors::stage_sequence(out, record)?,
@@ -93,12 +134,20 @@ impl Sink {
                 return Ok((Pending::Folder(folder), bytes));
             }
             Self::VllmImageEmbeds => {
-                let (turns, images) = (request.turns()?, images(record)?);
+                let (turns, images) = (request.turns()?, rows.of_slots(record.plan)?);
                 let body = ChatBody::new(&turns, &images)?;
                 stage(out, |out| body.write(out))?
             }
-            Self::VllmPromptEmbeds => stage(out, |out| torch_save::write(out, &rows.into()).map(drop))?,
+            Self::VllmPromptEmbeds => saved(rows.into())?,
             Self::VllmCompletion => stage(out, |out| vllm::write_completion_body(out, rows, None))?,
+            Self::Lmdeploy => {
+                let image_token = image_token.unwrap_or(lmdeploy::IMAGE_TOKEN);
+                saved(lmdeploy::arguments(record.plan, rows, image_token)?)?
+            }
+            Self::Sglang => saved(sglang::arguments(record.plan, rows, image_token.unwrap_or_default())?)?,
+            Self::VllmEncoderCache | Self::Parquet => {
+                return Err(Error::Internal(format!("a sequence as {}", self.name())));
+            }
         };
         Ok((Pending::File(file), bytes))
     }
@@ -112,18 +161,6 @@ impl Sink {
             other => other,
         }
     }
-}
-
-/// The rows of each slot.
-fn images<'a>(record: &SequenceRecord<'a>) -> Result<Vec<Rows<'a>>> {
-    let rows = |slot: &Slot| {
-        let rows = slot.offset * record.hidden..(slot.offset + slot.len) * record.hidden;
-        let values = record.inputs_embeds.get(rows).ok_or_else(|| {
-            Error::Internal(format!("{slot:?} of a plan of {} positions", record.plan.len()))
-        })?;
-        Rows::new(values, record.hidden)
-    };
-    record.plan.slots.iter().map(rows).collect()
 }
 
 impl Pending {

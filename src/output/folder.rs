@@ -47,3 +47,22 @@ impl Drop for Folder {
         self.made.iter().for_each(|dir| drop(fs::remove_dir(dir)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_away_unless_something_is_in_it() {
+        let place = tempfile::tempdir().unwrap();
+        let deep = place.path().join("new/deep");
+        drop(Folder::make(&deep).unwrap());
+        assert!(place.path().exists() && !place.path().join("new").exists());
+        let made = Folder::make(&deep).unwrap();
+        fs::write(deep.join("file"), "").unwrap();
+        drop(made);
+        drop(Folder::make(&deep).unwrap());
+        assert!(deep.join("file").exists());
+        assert!(Folder::make(deep.join("file/inside")).is_err());
+    }
+}

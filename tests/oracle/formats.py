@@ -1,5 +1,5 @@
 """Runs `imagehere encode --format` and `features --format` for every engine's format, and lets the readers that these
-engines use load what was written: NumPy, torch, json, base64, safetensors.
+engines use load what was written: NumPy, torch, json, base64, safetensors, pyarrow.
 
     python tests/oracle/formats.py target/release/imagehere [--cases N] [--seed S] [--shared DIR]
 
@@ -10,6 +10,13 @@ format the values of `--format safetensors`, bit for bit:
                          it: strict base64, np.load(allow_pickle=False), a tensor [P, H]
     vllm-prompt-embeds   torch.load(weights_only=True), with and without mmap, from a file and from memory
     vllm-completion      strict base64 of the same file
+    lmdeploy             torch.load(weights_only=True) gives input_ids, and of each image its rows and where they stand; these
+                         go through what TurboMind does with them
+    sglang               torch.load(weights_only=True) gives input_ids and one precomputed_embedding; its rows, shared out
+                         among the runs of the image token as SGLang finds these, are the images'
+    vllm-encoder-cache   safetensors.torch.load_file of the file that the connector looks for
+    parquet              pyarrow.parquet.read_table: names, digests, sizes, a list<halffloat> for each image; once also of
+                         more images than a row group takes
 
 Prints a line for each case; exits 1 if one fails.
 """
@@ -17,6 +24,7 @@ Prints a line for each case; exits 1 if one fails.
 import argparse
 import base64
 import io
+import itertools
 import json
 import pathlib
 import random
@@ -25,6 +33,7 @@ import tempfile
 import time
 
 import numpy as np
+import pyarrow.parquet
 import safetensors.torch
 import torch
 
@@ -116,7 +125,99 @@ def check_prompt_embeds(case):
     assert strict(body["prompt_embeds"]) == path.read_bytes()
 
 
-CHECKS = [check_image_embeds, check_prompt_embeds]
+def check_lmdeploy(case):
+    arguments = load(case.encode("lmdeploy", case.directory / "lmdeploy.pt"))
+    ids = case.tensors["input_ids"][0]
+    assert arguments["input_ids"] == torch.where(ids < 0, 0, ids).tolist()
+    assert torch.IntTensor(arguments["input_ids"]).shape == ids.shape
+    assert arguments["input_embedding_ranges"] == case.slots
+    assert torch.IntTensor(arguments["input_embedding_ranges"]).reshape(-1, 2).tolist() == case.slots
+    for got, want in zip(arguments["input_embeddings"], case.features, strict=True):
+        same(got, want, "input_embeddings")
+    same(torch.cat([e.to(torch.float16) for e in arguments["input_embeddings"]]), torch.cat(case.features), "embeddings")
+    mapped = load(case.directory / "lmdeploy.pt", mmap=True)
+    same(torch.cat(mapped["input_embeddings"]), torch.cat(case.features), "input_embeddings, mapped")
+
+
+def check_sglang(case):
+    token = 1_000_000
+    arguments = load(case.encode("sglang", case.directory / "sglang.pt", "--image-token", token))
+    ids = case.tensors["input_ids"][0]
+    assert arguments["input_ids"] == torch.where(ids < 0, token, ids).tolist()
+    (item,) = arguments["image_data"]
+    assert sorted(item) == ["feature", "format"] and item["format"] == "precomputed_embedding"
+    same(item["feature"], torch.cat(case.features), "feature")
+    # SGLang shares the rows out among the runs of the token: of images side by side there is one.
+    runs, at = [], 0
+    for is_image, run in itertools.groupby(arguments["input_ids"], lambda id: id == token):
+        length = len(list(run))
+        runs += [case.rows[at : at + length]] * is_image
+        at += length
+    assert len(runs) <= len(case.images)
+    same(item["feature"], torch.cat(runs), "feature by runs")
+
+
+def features(case, form, out):
+    words = ["--image", *case.images, "--device", "cpu", "--format", form, "--out", out]
+    return json.loads(heldout.run([case.binary, "features", "--model", case.model, "--json", *words]))
+
+
+def check_encoder_cache(case):
+    place = case.directory / "cache"
+    report = features(case, "vllm-encoder-cache", place)
+    for image, want in zip(report["images"], case.features, strict=True):
+        file = place / image["uuid"] / "encoder_cache.safetensors"
+        same(safetensors.torch.load_file(file)["ec_cache"], want, "ec_cache")
+    assert {path.name for path in place.iterdir()} == {image["uuid"] for image in report["images"]}
+
+
+def check_parquet(case):
+    path = case.directory / "features.parquet"
+    report = features(case, "parquet", path)
+    table = pyarrow.parquet.read_table(path)
+    table.validate(full=True)
+    types = dict(name=pyarrow.string(), pixels=pyarrow.string(), checkpoint=pyarrow.string(), rows=pyarrow.int64(),
+                 hidden=pyarrow.int64())  # fmt: skip
+    assert table.schema.names == [*types, "features"] and not any(field.nullable for field in table.schema)
+    assert all(table.schema.field(name).type == kind for name, kind in types.items()), table.schema
+    assert pyarrow.types.is_list(table.schema.field("features").type), table.schema
+    assert table.schema.field("features").type.value_type == pyarrow.float16(), table.schema
+    rows, hidden = case.features[0].shape
+    assert table["name"].to_pylist() == [image["name"] for image in report["images"]] == [str(i) for i in case.images]
+    assert table["pixels"].to_pylist() == [image["pixels"] for image in report["images"]]
+    assert set(table["checkpoint"].to_pylist()) == {report["fingerprint"]}
+    assert set(table["rows"].to_pylist()) == {rows} and set(table["hidden"].to_pylist()) == {hidden}
+    for got, want in zip(table["features"], case.features, strict=True):
+        array = got.values.to_numpy(zero_copy_only=True).reshape(rows, hidden)
+        same(torch.from_numpy(array.copy()), want, "features")
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    assert json.loads(metadata["preprocessing"]) == report["preprocessing"], metadata
+    # A column by itself, a row group by itself, batches: other ways through the reader.
+    file = pyarrow.parquet.ParquetFile(path)
+    assert file.read(["rows"]).num_rows == file.metadata.num_rows == len(case.images)
+    batches = pyarrow.concat_arrays([b.column(0).flatten() for b in file.iter_batches(batch_size=1, columns=["features"])])
+    assert batches.to_numpy().tobytes() == torch.cat(case.features).numpy().tobytes(), "features by batches differ"
+
+
+def check_many_groups(binary):
+    """A table beyond one row group: 11 000 images, 141 MB."""
+    with tempfile.TemporaryDirectory() as temp:
+        directory = pathlib.Path(temp)
+        heldout.run([binary, "synth", "tiny", "--out", directory / "model"])
+        images = [heldout.draw_picture(random.Random(seed), directory, seed) for seed in range(2)]
+        words = [binary, "features", "--model", directory / "model", "--device", "cpu", "--format"]
+        heldout.run([*words, "parquet", "--out", directory / "t", "--image", *images * 5500])
+        heldout.run([*words, "safetensors", "--out", directory / "s", "--image", *images])
+        want = safetensors.torch.load_file(directory / "s")["features"].reshape(2, -1).numpy().view(np.uint16)
+        table = pyarrow.parquet.read_table(directory / "t")
+        groups = pyarrow.parquet.ParquetFile(directory / "t").metadata.num_row_groups
+        assert groups == 2 and table.num_rows == 11000, (groups, table.num_rows)
+        assert table["name"].to_pylist() == [str(image) for image in images] * 5500
+        for i, row in enumerate(table["features"]):
+            assert np.array_equal(row.values.to_numpy().view(np.uint16), want[i % 2]), f"row {i} differs"
+
+
+CHECKS = [check_image_embeds, check_prompt_embeds, check_lmdeploy, check_sglang, check_encoder_cache, check_parquet]
 
 
 def main():
@@ -128,7 +229,8 @@ def main():
     args = parser.parse_args()
     photos = sorted((args.shared / "photos").glob("*"))
     failures = []
-    print(f"torch {torch.__version__}, numpy {np.__version__}, safetensors {safetensors.__version__}")
+    print(f"torch {torch.__version__}, numpy {np.__version__}, safetensors {safetensors.__version__}, pyarrow {pyarrow.__version__}")
+    check_many_groups(args.binary)
     for seed in range(args.seed, args.seed + args.cases):
         with tempfile.TemporaryDirectory() as temp:
             try:
