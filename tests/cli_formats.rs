@@ -209,8 +209,9 @@ fn sglang_gets_all_images_in_one_tensor() {
     let (file, _) = case.made(&words.clone().args(["--image-token", "32000"]), "sglang");
     assert!(entry(&file, "data/0").0 == [plain.image(0), plain.image(1)].concat());
     let run = b"M\x00\x7d".repeat(25);
-    let parts: [&[u8]; 6] = [b"input_ids", &run, &run, b"image_data", b"format", b"precomputed_embedding"];
-    in_order(&entry(&file, "data.pkl").0, &parts);
+    let pickle = entry(&file, "data.pkl").0;
+    in_order(&pickle, &[b"input_ids", &run, &run, b"image_data", b"format", b"precomputed_embedding"]);
+    in_order(&pickle, &[b"feature", b"offsets"]);
 
     let out = case.path("refused");
     let sglang = words.clone().args(["--format", "sglang", "--out"]).arg(&out);

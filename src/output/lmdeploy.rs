@@ -14,7 +14,8 @@
 //! ```
 //!
 //! TurboMind casts the rows to its own dtype. The ids of image rows are looked up and then overwritten, so that any id of the
-//! vocabulary will do; LMDeploy itself has 0 there. InternLM-XComposer2-VL is served by LMDeploy up to 0.14.
+//! vocabulary will do; LMDeploy has the model's image token there, in earlier versions 0. InternLM-XComposer2-VL is served by
+//! LMDeploy up to 0.14.
 //!
 //! # Source
 //! LMDeploy 0.18, read, not copied: `lmdeploy/turbomind/turbomind.py` (`prepare_inputs`, `prepare_embeddings`),
@@ -25,7 +26,7 @@ use super::torch_save::Value;
 use crate::error::Result;
 use crate::prompt::SequencePlan;
 
-/// The id that LMDeploy has in image rows.
+/// The id in image rows, where no other is asked for.
 pub const IMAGE_TOKEN: u32 = 0;
 
 /// Returns the arguments of `async_stream_infer` for a sequence `[L, H]`, as a dictionary; the rows stay where they lie.

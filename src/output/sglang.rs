@@ -3,7 +3,8 @@
 //! ```text
 //!   input_ids     [1, 92543, …, t, t, … t, 1, 328, …]                  list of L ints, t in image rows
 //!   image_data    [{"format": "precomputed_embedding",
-//!                   "feature": tensor [P + P + …, H]}]                  torch.float16; one entry for all images
+//!                   "feature": tensor [P + P + …, H],                  torch.float16; one entry for all images
+//!                   "offsets": [(140, 1364), …]}]                      first and last position of each
 //! ```
 //!
 //! As a file ([`torch_save`](super::torch_save)) it is read back into the call itself:
@@ -13,13 +14,16 @@
 //! engine.generate(**arguments, sampling_params=...)
 //! ```
 //!
-//! SGLang allows one such entry in a request, finds the images by their token, and shares the rows out among its runs: `t`
-//! must be the image token of the served model. The template is the one of the plan, not the server's. The engine is
-//! called in Python: its HTTP API has no place for a tensor.
+//! SGLang allows one such entry in a request. It finds the images by `offsets`; versions that do not read these find them by
+//! their token, and take images side by side for one: `t` must be the image token of the served model. The template is the
+//! one of the plan, not the server's. The engine is called in Python: its HTTP API has no place for a tensor.
+//!
+//! A served model must leave its images to SGLang's general processor, as those of Qwen do. That of LLaVA takes every
+//! `feature` for pixels, and runs its tower on it.
 //!
 //! # Source
 //! SGLang 0.5.23, read, not copied: `python/sglang/srt/multimodal/processors/base_processor.py`
-//! (`_validate_one_modality`, `process_and_combine_mm_data`, `get_mm_items_offset`).
+//! (`_validate_one_modality`, `process_and_combine_mm_data`, `get_mm_items_offset`), `processors/llava.py`.
 
 use super::Rows;
 use super::lmdeploy::ids;
@@ -52,11 +56,15 @@ pub fn arguments<'a>(plan: &SequencePlan, sequence: Rows<'a>, image_token: u32) 
     let parts: Vec<_> = rows.iter().map(Rows::values).collect();
     let count = rows.iter().map(Rows::len).sum();
     let feature = Tensor::f16(vec![count, sequence.hidden()], &parts)?;
+    let there = plan.slots.iter().filter(|slot| slot.len > 0);
+    let ends = there.map(|slot| [slot.offset, slot.offset + slot.len - 1].map(|at| Value::Int(at as i64)));
+    let offsets = ends.map(|ends| Value::Tuple(ends.to_vec())).collect();
     let images = match count {
         0 => Value::None,
         _ => Value::List(vec![Value::Dict(vec![
             ("format", Value::Text("precomputed_embedding")),
             ("feature", feature.into()),
+            ("offsets", Value::List(offsets)),
         ])]),
     };
     Ok(Value::Dict(vec![("input_ids", ids(plan, image_token)), ("image_data", images)]))
@@ -76,6 +84,8 @@ mod tests {
         let text = format!("{:?}", arguments(&plan(), rows, 8).unwrap());
         let expected = r#"Dict([("input_ids", List([Int(1), Int(7), Int(8), Int(8), Int(9)])), ("image_data", List([Dict([("format", Text("precomputed_embedding")), ("feature", Tensor(Tensor { shape: [2, 3], "#;
         assert!(text.starts_with(expected), "{text}");
+        let offsets = r#"("offsets", List([Tuple([Int(2), Int(3)])]))])]))])"#;
+        assert!(text.ends_with(offsets), "{text}");
         let message = arguments(&plan(), rows, 9).unwrap_err().to_string();
         assert!(message.contains("position 4 is text and has the id 9"), "{message}");
     }

@@ -13,7 +13,7 @@ format the values of `--format safetensors`, bit for bit:
     lmdeploy             torch.load(weights_only=True) gives input_ids, and of each image its rows and where they stand; these
                          go through what TurboMind does with them
     sglang               torch.load(weights_only=True) gives input_ids and one precomputed_embedding; its rows, shared out
-                         among the runs of the image token as SGLang finds these, are the images'
+                         by its offsets, and among the runs of the image token as SGLang finds these, are the images'
     vllm-encoder-cache   safetensors.torch.load_file of the file that the connector looks for
     parquet              pyarrow.parquet.read_table: names, digests, sizes, a list<halffloat> for each image; once also of
                          more images than a row group takes
@@ -145,9 +145,11 @@ def check_sglang(case):
     ids = case.tensors["input_ids"][0]
     assert arguments["input_ids"] == torch.where(ids < 0, token, ids).tolist()
     (item,) = arguments["image_data"]
-    assert sorted(item) == ["feature", "format"] and item["format"] == "precomputed_embedding"
+    assert sorted(item) == ["feature", "format", "offsets"] and item["format"] == "precomputed_embedding"
     same(item["feature"], torch.cat(case.features), "feature")
-    # SGLang shares the rows out among the runs of the token: of images side by side there is one.
+    assert item["offsets"] == [(begin, end - 1) for begin, end in case.slots]
+    same(item["feature"], torch.cat([case.rows[first : last + 1] for first, last in item["offsets"]]), "feature by offsets")
+    # Without offsets, SGLang shares the rows out among the runs of the token: of images side by side there is one.
     runs, at = [], 0
     for is_image, run in itertools.groupby(arguments["input_ids"], lambda id: id == token):
         length = len(list(run))

@@ -40,6 +40,8 @@ pub enum Value<'a> {
     Text(&'a str),
     /// A `list`.
     List(Vec<Value<'a>>),
+    /// A `tuple`.
+    Tuple(Vec<Value<'a>>),
     /// A `dict` whose keys are `str`, in this order.
     Dict(Vec<(&'a str, Value<'a>)>),
     /// A `torch.Tensor` on the CPU.
@@ -157,6 +159,11 @@ fn push<'v, 'a>(pickle: &mut Pickle, value: &'v Value<'a>, tensors: &mut Vec<&'v
             pickle.op(b"]("); // an empty list, and a mark: its items
             values.iter().for_each(|value| push(pickle, value, tensors));
             pickle.op(b"e");
+        }
+        Value::Tuple(values) => {
+            pickle.op(b"(");
+            values.iter().for_each(|value| push(pickle, value, tensors));
+            pickle.op(b"t");
         }
         Value::Dict(entries) => {
             pickle.op(b"}(");
