@@ -393,7 +393,10 @@ impl Encoder {
         let (patches, hidden) = (self.config().patches, self.config().hidden_size);
         if rows.len() != patches * hidden {
             return Err(Error::argument(
-                format!("{} elements were given as features, but those of an image are [{patches}, {hidden}]", rows.len()),
+                format!(
+                    "{} elements were given as features, but those of an image are [{patches}, {hidden}]",
+                    rows.len()
+                ),
                 "Give the rows of one image",
             ));
         }

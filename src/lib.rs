@@ -28,7 +28,7 @@
 //! | [`backend`] | the waist: what is asked of a device |
 //! | [`cpu`] | the answer in plain Rust: the embedded default, and the oracle of every other |
 //! | `cuda` | the answer of NVIDIA GPUs, in kernels of its own: launchers named as the files of `kernels/` |
-//! | [`output`] | files that appear whole; sequences to files |
+//! | [`output`] | files that appear whole; sequences to files, and to what engines take |
 //! | [`features`] | one image's rows as a value, in a file, in a cache |
 //! | [`picture`] | a sequence as a picture for people |
 //! | [`encoder`] | the façade |

@@ -183,6 +183,20 @@ fn features_replaces_a_file_or_leaves_it() {
 }
 
 #[test]
+fn features_for_others_are_whole_or_not_there() {
+    let place = place();
+    for format in ["parquet", "vllm-encoder-cache"] {
+        let words = Words::new("features").arg("--model").arg(place.path("model"));
+        let words = words.args(["--threads", "2", "--format", format, "--image"]);
+        let words = words.arg(place.path("a.png")).arg(place.path("b.png")).arg("--out");
+        let before = |out: &Path| fs::write(out.join("t.parquet"), "as it was").unwrap();
+        let out = if format == "parquet" { "out/t.parquet" } else { "out/cache" };
+        // Folders of a cache may be there without their files: a server makes such itself.
+        killed(&place, &words.arg(place.path(out)), before, itself);
+    }
+}
+
+#[test]
 fn convert_makes_a_whole_checkpoint_or_none() {
     let place = place();
     for layout in ["upstream", "clip-vision"] {

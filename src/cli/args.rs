@@ -10,6 +10,7 @@ use imagehere::picture::Map;
 use imagehere::prompt::Bos;
 use imagehere::synth::{DType, Format, Preset};
 
+use super::bulk::FeatureSink;
 use super::sink::Sink;
 
 const EXAMPLES: &str = "\
@@ -57,7 +58,8 @@ pub enum Command {
     /// image rows, and `slots` I64 [N,2]: begin and end of each image. It appears whole or not at all.
     ///
     /// With --format npy it is a folder, which appears whole or not at all: a file for each of these (<f2, |b1, <i8),
-    /// each image's rows [P,H] once more in image_000.npy, ..., and metadata.json.
+    /// each image's rows [P,H] once more in image_000.npy, ..., and metadata.json. Other formats are those of engines; see
+    /// --format.
     ///
     /// With --request, a JSON file names images and the sequences that share them:
     /// {"images": {"a": "a.jpg", ...}, "sequences": [{"name": "first", "prompt": "<ImageHere>?", "images": ["a"]},
@@ -74,6 +76,13 @@ pub enum Command {
     ///
     /// The file holds `features` F16 [N,P,H]; in its metadata the checkpoint's fingerprint, how files became pixels, and
     /// each image's name, SHA-256 of the pixels that the tower saw, and warnings. It appears whole or not at all.
+    ///
+    /// With --format parquet it is a table of any number of images: name, pixels (their SHA-256), checkpoint, rows, hidden,
+    /// and features, a list of P*H float16. Images are encoded and written 32 at a time.
+    ///
+    /// With --format vllm-encoder-cache it is the shared_storage_path of a vLLM server: UUID/encoder_cache.safetensors of
+    /// each image, which a request uses that has the image and this uuid. The uuid is the SHA-256 of the features. Entries
+    /// appear one by one, each whole.
     Features(FeaturesArgs),
     /// Show the layout of the sequence without running the model
     ///
@@ -133,7 +142,7 @@ pub struct EncodeArgs {
     pub request: Option<PathBuf>,
 
     /// Where to write them: NAME.safetensors, without a name 000.safetensors, 001.safetensors, ... by place; with
-    /// --format npy folders NAME, 000, 001, ...; made if it does not exist
+    /// --format npy folders NAME, 000, 001, ..., with others .json or .pt; made if it does not exist
     #[arg(long, value_name = "DIR", requires = "request", help_heading = "Several sequences")]
     #[arg(conflicts_with_all = ["prompt", "prompt_file", "image", "out"])]
     pub out_dir: Option<PathBuf>,
@@ -142,9 +151,14 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "F.safetensors", required_unless_present = "request")]
     pub out: Option<PathBuf>,
 
-    /// How to write it: one safetensors file, or a folder of NumPy arrays (npy)
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true)]
+    /// How to write it: for this program, for NumPy, or for an engine
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub format: Sink,
+
+    /// The id that image rows have among the ids: for --format sglang the served model's image token, for lmdeploy any
+    /// [default there: 0]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
+    pub image_token: Option<u32>,
 
     /// Take the images from files that `imagehere features` wrote, in this order; the options of images must be those they
     /// were made with. No tower is run, so that device and threads make no difference
@@ -180,9 +194,14 @@ pub struct FeaturesArgs {
     #[command(flatten)]
     pub images: ImageArgs,
 
-    /// Where to write the features
+    /// Where to write the features: a file, or with --format vllm-encoder-cache a directory, which is made if it does not
+    /// exist, and keeps what is in it
     #[arg(long, value_name = "F.safetensors")]
     pub out: PathBuf,
+
+    /// How to write them: for this program, for many images, or for an engine
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: FeatureSink,
 
     /// Where and how to run.
     #[command(flatten)]

@@ -11,7 +11,7 @@ use imagehere::features::FeatureCache;
 use imagehere::image::{DecodeOptions, Resample, RgbImage};
 use imagehere::output::safetensors::SequenceRecord;
 use imagehere::picture::{Map, PictureRecord};
-use imagehere::prompt::{Planner, SequencePlan};
+use imagehere::prompt::{Planner, Request, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
 use imagehere::tokenizer::Tokenizer;
 use imagehere::{Error, Result, Warning, WarningKind};
@@ -42,6 +42,7 @@ pub struct Outcome {
 
 /// Runs the command.
 pub fn run(args: &EncodeArgs) -> Result<String> {
+    args.format.check_options(args.image_token)?;
     if let (Some(request), Some(dir)) = (&args.request, &args.out_dir) {
         return several::run(args, request, dir);
     }
@@ -70,6 +71,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = planner.plan(&request)?;
+    args.format.check_plan(&request, &plan, args.image_token)?;
     let mut open = opening.elapsed();
 
     let images = inputs::sources(&args.images.image, &rules.0)?;
@@ -85,7 +87,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
         encoder.encode_watched(&plan, &images, &mut sequence, &mut |done| bar.go_on(done))?
     };
     let of_images = report.warnings.clone();
-    let done = Done { plan, encoder, names, report, open, placed: 0 };
+    let done = Done { request, plan, encoder, names, report, open, placed: 0 };
     let side = done.encoder.config().image_size;
     done.write(args, &sequence, &[], &of_images, out, || picture::squares(args, &images, side, &rules))
 }
@@ -104,6 +106,7 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     kept.check(&checkpoint, &rules.0, rules.1)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = planner.plan(&request)?;
+    args.format.check_plan(&request, &plan, args.image_token)?;
     let encoder = Encoder::load_without_tower(&checkpoint, planner, options(&args.running, rules, None));
     let open = opening.elapsed();
 
@@ -114,12 +117,13 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     encoder.place_into(&plan, &features, &mut sequence)?;
     let mut report = EncodeReport::default();
     report.encode = placing.elapsed();
-    let done = Done { plan, encoder, names, report, open, placed: features.len() };
+    let done = Done { request, plan, encoder, names, report, open, placed: features.len() };
     done.write(args, &sequence, &of_weights, &of_images, out, || Ok(vec![]))
 }
 
 /// A sequence that is there and not yet written.
 struct Done {
+    request: Request,
     plan: SequencePlan,
     encoder: Encoder,
     names: Vec<String>,
@@ -140,7 +144,7 @@ impl Done {
         out: PathBuf,
         squares: impl FnOnce() -> Result<Vec<RgbImage>>,
     ) -> Result<Outcome> {
-        let Self { plan, encoder, names, report, open, placed } = self;
+        let Self { request, plan, encoder, names, report, open, placed } = self;
         let verified = sequence.verify()?;
         let warnings = [&plan.warnings, encoder.warnings(), of_weights, of_images].concat();
 
@@ -163,7 +167,7 @@ impl Done {
             hidden: sequence.hidden(),
             metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
         };
-        let (pending, bytes) = args.format.stage(&out, &record)?;
+        let (pending, bytes) = args.format.stage(&out, &request, &record, args.image_token)?;
         pending.commit()?;
         let write = writing.elapsed();
         let picture = picture::commit(drawn, &out)?;

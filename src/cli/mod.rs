@@ -7,6 +7,7 @@
 //! | [`request`] | the file of `--request`: images, and the sequences that share them |
 //! | [`kept`] | the files of `--features` |
 //! | [`sink`] | where a sequence goes: one file, or a folder of arrays |
+//! | [`bulk`] | where features of images go |
 //! | [`picture`] | the picture of `--picture` |
 //! | [`encode`], [`several`], [`features`], [`plan`], [`preprocess`], [`inspect`], [`convert`], [`bench`], [`synth`], [`demo`] | the commands |
 //! | [`scenes`] | what is drawn where there is no image |
@@ -25,6 +26,7 @@ use imagehere::{Category, Error, Result, Warning};
 
 mod args;
 pub mod bench;
+mod bulk;
 pub mod convert;
 pub mod demo;
 pub mod encode;

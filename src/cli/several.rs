@@ -9,7 +9,7 @@
 //! two names has some of them.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use imagehere::checkpoint::Checkpoint;
 use imagehere::encoder::{EncodeReport, Encoder};
 use imagehere::image::ImageSource;
+use imagehere::output::Folder;
 use imagehere::output::safetensors::SequenceRecord;
 use imagehere::packing::PackedPlan;
-use imagehere::prompt::{Planner, SequencePlan};
+use imagehere::prompt::{Planner, Request, SequencePlan};
 use imagehere::sequence::{SequenceBuffer, VerifyReport};
 use imagehere::tokenizer::Tokenizer;
 use imagehere::{Error, ImageProblem, Result, Warning};
@@ -58,7 +59,8 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = |sequence: &Sequence| plan(args, &planner, &requests, sequence);
-    let plans = requests.sequences.iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let laid_out = requests.sequences.iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let (prompts, plans): (Vec<_>, Vec<_>) = laid_out.into_iter().unzip(); // [S]
     let packed = pack(&requests, &plans)?;
     if let Some((image, source)) = unreadable_image(&requests) {
         let remedy =
@@ -66,7 +68,13 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
         let problem = ImageProblem::Unreadable(source);
         return Err(whose(&requests, Error::Image { index: image, name: String::new(), problem, remedy }));
     }
-    let _made = Folder::make(dir)?;
+    let _made = Folder::make(dir).map_err(|error| match error {
+        Error::Write { path, source, .. } => {
+            let remedy = "Choose a directory that can be made with `--out-dir`".to_owned();
+            Error::Write { path, source, remedy }
+        }
+        other => other,
+    })?;
     let targets: Vec<PathBuf> = requests.sequences.iter().map(|sequence| dir.join(&sequence.file)).collect();
     targets.iter().try_for_each(|target| args.format.check(target))?;
 
@@ -102,7 +110,7 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
             hidden,
             metadata: encode::metadata(&prompt, args, &warnings[s], encoder.fingerprint()),
         };
-        let (written, bytes) = args.format.stage(&targets[s], &record)?;
+        let (written, bytes) = args.format.stage(&targets[s], &prompts[s], &record, args.image_token)?;
         pending.push((targets[s].clone(), written, bytes));
     }
     let files = name_all(pending)?;
@@ -160,18 +168,22 @@ fn options(entry: &Entry, shared: &PromptArgs) -> PromptArgs {
     }
 }
 
-/// Lays out one sequence.
+/// Lays out one sequence, and returns what was asked for as well.
 fn plan(
     args: &EncodeArgs,
     planner: &Planner,
     requests: &Requests,
     sequence: &Sequence,
-) -> Result<SequencePlan> {
+) -> Result<(Request, SequencePlan)> {
     let entry = &sequence.entry;
     let names = sequence.images.iter().map(|&image| requests.images[image].name.clone()).collect();
     let prompt = options(entry, &args.prompt);
     inputs::assemble(&prompt, &args.images, entry.prompt.clone(), entry.history.clone(), names)
-        .and_then(|request| planner.plan(&request))
+        .and_then(|request| {
+            let plan = planner.plan(&request)?;
+            args.format.check_plan(&request, &plan, args.image_token)?;
+            Ok((request, plan))
+        })
         .map_err(|error| within(&sequence.label, error))
 }
 
@@ -237,31 +249,6 @@ fn name_all(pending: Vec<(PathBuf, Pending, u64)>) -> Result<Vec<(PathBuf, u64)>
         named.push((path, bytes));
     }
     Ok(named)
-}
-
-/// A directory that goes away again, with those around it that were made for it, if nothing was put into it.
-struct Folder {
-    made: Vec<PathBuf>, // innermost first
-}
-
-impl Folder {
-    fn make(dir: &Path) -> Result<Self> {
-        let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
-        let folder = Self { made: missing.map(Path::to_path_buf).collect() };
-        fs::create_dir_all(dir).map_err(|source| Error::Write {
-            path: dir.to_path_buf(),
-            source,
-            remedy: "Choose a directory that can be made with `--out-dir`".to_owned(),
-        })?;
-        Ok(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Refused where there is something in it, as it is after a success.
-        self.made.iter().for_each(|dir| drop(fs::remove_dir(dir)));
-    }
 }
 
 impl Outcome<'_> {
@@ -354,6 +341,8 @@ fn unused(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use imagehere::output::AtomicFile;
 
     use super::*;
@@ -371,18 +360,5 @@ mod tests {
         assert!(message.ends_with(&whole), "{message}");
         assert!(targets[0].is_file() && !targets[2].exists());
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 2, "no hidden file");
-    }
-
-    #[test]
-    fn a_folder_goes_away_unless_something_is_in_it() {
-        let place = tempfile::tempdir().unwrap();
-        let deep = place.path().join("new/deep");
-        drop(Folder::make(&deep).unwrap());
-        assert!(place.path().exists() && !place.path().join("new").exists());
-        let made = Folder::make(&deep).unwrap();
-        fs::write(deep.join("file"), "").unwrap();
-        drop(made);
-        drop(Folder::make(&deep).unwrap());
-        assert!(deep.join("file").exists());
     }
 }

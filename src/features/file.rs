@@ -85,6 +85,20 @@ impl FeatureSet {
         &self.notes
     }
 
+    /// Checks that every value is a number.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] naming the first that is NaN or infinite.
+    pub fn verify(&self) -> Result<()> {
+        for (note, features) in self.notes.iter().zip(&self.features) {
+            if let Some(problem) = not_finite(features.as_slice(), features.hidden()) {
+                let problem = format!("the features of {} have {problem}", note.name);
+                return Err(Error::Incomplete { problem });
+            }
+        }
+        Ok(())
+    }
+
     /// Writes one safetensors file, whole or not at all, and returns its bytes.
     ///
     /// `features` F16 `[N, P, H]`; in the metadata the checkpoint's fingerprint, the preprocessing, the numerics of the
@@ -97,12 +111,7 @@ impl FeatureSet {
         let Some(first) = self.features.first() else {
             return Err(Error::argument("there are no features to write", "Encode an image or more"));
         };
-        for (note, features) in self.notes.iter().zip(&self.features) {
-            if let Some(problem) = not_finite(features.as_slice(), features.hidden()) {
-                let problem = format!("the features of {} have {problem}", note.name);
-                return Err(Error::Incomplete { problem });
-            }
-        }
+        self.verify()?;
         let metadata = BTreeMap::from([
             ("checkpoint".to_owned(), self.fingerprint.to_string()),
             ("preprocessing".to_owned(), self.preprocessing.to_json()),

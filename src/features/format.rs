@@ -22,8 +22,9 @@ use serde::de::IgnoredAny;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Result;
-use crate::output::AtomicFile;
 use crate::output::safetensors::{Entry, header};
+pub(super) use crate::output::sha256;
+use crate::output::{AtomicFile, hex};
 
 /// The name of the tensor.
 const TENSOR: &str = "features";
@@ -270,11 +271,6 @@ pub(super) fn not_finite(rows: &[f16], hidden: usize) -> Option<String> {
     Some(format!("{} in row {}, channel {}", rows[at], at / hidden, at % hidden))
 }
 
-/// SHA-256, in hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(Sha256::digest(bytes))
-}
-
 /// SHA-256 of parts, each with its length in front, so that no two lists run into the same bytes.
 pub(super) fn sha256_of<'p>(parts: impl IntoIterator<Item = &'p str>) -> String {
     let mut hash = Sha256::new();
@@ -283,10 +279,6 @@ pub(super) fn sha256_of<'p>(parts: impl IntoIterator<Item = &'p str>) -> String 
         hash.update(part);
     }
     hex(hash.finalize())
-}
-
-fn hex(digest: impl IntoIterator<Item = u8>) -> String {
-    digest.into_iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn digest_of_rows(rows: &[f16]) -> String {

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use half::f16;
 
+use crate::output::Rows;
+
 mod cache;
 mod file;
 mod format;
@@ -81,5 +83,11 @@ impl Features {
     /// Returns the fingerprint of the checkpoint that made these features.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+}
+
+impl<'a> From<&'a Features> for Rows<'a> {
+    fn from(features: &'a Features) -> Self {
+        Rows::checked(&features.rows, features.hidden)
     }
 }

@@ -13,12 +13,15 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
+
+/// Bytes gathered for the disk; larger pieces go there at once.
+const BUFFER: usize = 64 << 10;
 
 /// A file being written that nobody sees until [`AtomicFile::commit`].
 ///
@@ -108,6 +111,28 @@ impl AtomicFile {
     fn finish(self, sync: bool) -> Result<()> {
         let Self { asked, target, dir, scratch } = self;
         scratch.publish(&target, &dir, sync).map_err(|e| write_error(&asked, e))
+    }
+}
+
+/// Starts a file that will be `target` and lets `write` fill it, through a buffer; returns it and its bytes. Nobody sees it
+/// before [`AtomicFile::commit`].
+///
+/// # Errors
+/// [`Error::Write`] as [`AtomicFile::create`], or with what `write` fails with; nothing is left behind then.
+pub fn stage(
+    target: impl AsRef<Path>,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(AtomicFile, u64)> {
+    let mut file = AtomicFile::create(target)?;
+    let written = |file: &mut AtomicFile| {
+        let mut out = BufWriter::with_capacity(BUFFER, file);
+        write(&mut out)?;
+        out.flush()?;
+        out.get_mut().stream_position()
+    };
+    match written(&mut file) {
+        Ok(bytes) => Ok((file, bytes)),
+        Err(error) => Err(file.failed(error)),
     }
 }
 

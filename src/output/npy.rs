@@ -10,11 +10,11 @@
 //! Every file is what `numpy.save` makes of the same array, byte for byte: format 1.0, row-major, its data aligned to
 //! 64 bytes.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
-use super::StagedDir;
 use super::safetensors::{Entry, SequenceRecord};
+use super::{Rows, StagedDir};
 use crate::error::{Error, Result};
 
 /// What a file begins with: the format's name and version 1.0.
@@ -70,6 +70,15 @@ pub fn stage_sequence(dir: impl AsRef<Path>, record: &SequenceRecord<'_>) -> Res
     let metadata = format!("{:#}\n", serde_json::json!(record.metadata));
     add("metadata.json", [metadata.as_bytes(), &[]])?;
     Ok((staged, written))
+}
+
+/// Writes one array, `<f2` `[R, H]`: the bytes that `numpy.save` makes of it.
+///
+/// # Errors
+/// What `out` answers.
+pub fn write(mut out: impl Write, rows: Rows<'_>) -> io::Result<()> {
+    out.write_all(&header("F16", &[rows.len(), rows.hidden()]).map_err(io::Error::other)?)?;
+    out.write_all(rows.bytes())
 }
 
 /// Returns everything that precedes the data of an array. `dtype` is as safetensors spell it.

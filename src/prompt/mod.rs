@@ -19,9 +19,11 @@ mod request;
 mod template;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use markers::MarkerMismatch;
 pub use plan::{Segment, SegmentKind, SequencePlan, Slot};
 pub use planner::{Planner, TokenSegment, plan, plan_tokens};
 pub use request::{Bos, LengthOptions, Meta, Request};
 pub use template::{DEFAULT_META_INSTRUCTION, MARKER, MarkerPlace, PromptText};
+pub use turns::{Role, Turn, TurnPart};

@@ -101,11 +101,7 @@ pub(super) fn runs(request: &Request) -> Result<Vec<Run<'_>>> {
         ));
     }
     let mut runs = Vec::new();
-    let meta = match &request.meta {
-        Meta::Default => DEFAULT_META_INSTRUCTION,
-        Meta::None => "",
-        Meta::Text(text) => text,
-    };
+    let meta = meta_text(request);
     if !meta.is_empty() {
         // The operator's text, not the user's: its control tokens stay what they are.
         let meta = Run { text: meta, source: Some(PromptText::Meta), live: true };
@@ -117,6 +113,15 @@ pub(super) fn runs(request: &Request) -> Result<Vec<Run<'_>>> {
     }
     runs.extend([fixed(USER_BEGIN), user(&request.query, PromptText::Query), fixed(TO_ASSISTANT)]);
     Ok(runs)
+}
+
+/// The system text; empty for none.
+pub(super) fn meta_text(request: &Request) -> &str {
+    match &request.meta {
+        Meta::Default => DEFAULT_META_INSTRUCTION,
+        Meta::None => "",
+        Meta::Text(text) => text,
+    }
 }
 
 /// Splits the runs at their markers: N places, N + 1 segments, each of parts that are not empty.
