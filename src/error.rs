@@ -223,6 +223,17 @@ impl Error {
         }
     }
 
+    /// Counts the image that an [`Error::Image`] names among all images, `before` of which went before those of the call;
+    /// other errors stay as they are.
+    pub fn after_images(self, before: usize) -> Self {
+        match self {
+            Self::Image { index, name, problem, remedy } => {
+                Self::Image { index: index + before, name, problem, remedy }
+            }
+            other => other,
+        }
+    }
+
     /// An [`Error::Argument`] from its two halves.
     pub(crate) fn argument(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Argument { problem: problem.into(), remedy: remedy.into() }

@@ -9,7 +9,7 @@
 Needs neither numpy nor torch; works with both.
 """
 
-from . import errors
+from . import engines, errors
 from ._imagehere import (
     DEFAULT_META_INSTRUCTION,
     MARKER,
@@ -33,6 +33,7 @@ __all__ = [
     "Sequence",
     "Tensor",
     "__version__",
+    "engines",
     "errors",
     "make_random_checkpoint",
 ]

@@ -14,7 +14,13 @@ __all__ = [
     "Sequence",
     "Tensor",
     "__version__",
+    "lmdeploy_arguments",
     "make_random_checkpoint",
+    "sglang_arguments",
+    "vllm_chat_body",
+    "vllm_completion_body",
+    "vllm_encoder_cache",
+    "vllm_prompt_embeds",
 ]
 
 class _PilImage(Protocol):
@@ -225,6 +231,11 @@ class Encoder:
     def save_features(self, path: str | os.PathLike[str], images: _Image | Iterable[_Image]) -> int:
         """Encodes images into a features file, whole or not at all, and returns its bytes. Raises ImageError, WriteError."""
 
+    def write_parquet(self, path: str | os.PathLike[str], images: _Image | Iterable[_Image]) -> int:
+        """Encodes images into a Parquet file, a row for each: name, pixels, checkpoint, rows, hidden, features. Whole or not
+        at all; images are encoded and written some at a time. Returns its bytes. Raises ImageError, WriteError.
+        """
+
     def read_features(self, path: str | os.PathLike[str]) -> list[Features]:
         """Reads a features file that this checkpoint made by this encoder's rules. Raises FeaturesError."""
 
@@ -251,3 +262,39 @@ def make_random_checkpoint(
     path: str | os.PathLike[str], *, preset: Literal["tiny", "vl-7b-vision"] = "tiny"
 ) -> None:
     """Writes random weights in the upstream layout, for tests and trials."""
+
+def vllm_chat_body(
+    prompt: str,
+    features: Iterable[Features],
+    *,
+    model: str | None = None,
+    meta_instruction: str | None = ...,
+    history: Seq[tuple[str, str]] | None = None,
+) -> bytes:
+    """The JSON body of a chat for ``vllm serve --enable-mm-embeds``: each image a part ``image_embeds`` in its place.
+
+    The server puts its own template around it. ``features``: one for each marker, in order. Raises ArgumentError.
+    """
+
+def vllm_prompt_embeds(sequence: Sequence) -> bytes:
+    """What ``torch.save`` writes of all rows, [L, H] float16: vLLM's ``prompt_embeds``, before base64."""
+
+def vllm_completion_body(sequence: Sequence, *, model: str | None = None) -> bytes:
+    """The JSON body of a completion for ``vllm serve --enable-prompt-embeds``, all rows as ``prompt_embeds``."""
+
+def vllm_encoder_cache(path: str | os.PathLike[str], features: Iterable[Features]) -> list[str]:
+    """Writes entries for vLLM's ``ECExampleConnector`` under a folder, and returns the ``uuid`` of each."""
+
+def lmdeploy_arguments(sequence: Sequence, *, image_token: int = ...) -> dict[str, Any]:
+    """What LMDeploy's TurboMind takes: ``input_ids``, ``input_embeddings`` (a Tensor [P, H] for each image, not copied; pass
+    them through ``torch.from_dlpack``) and ``input_embedding_ranges``.
+
+    ``image_token``: the id in the rows of images, 0 if not given.
+    """
+
+def sglang_arguments(sequence: Sequence, *, image_token: int) -> dict[str, Any]:
+    """What SGLang's ``Engine.generate`` takes: ``input_ids`` and ``image_data``, one ``precomputed_embedding`` for all images,
+    its ``feature`` a Tensor (pass it through ``torch.from_dlpack``), with the first and last position of each image.
+
+    ``image_token``: the served model's. Raises ArgumentError if it occurs in text.
+    """

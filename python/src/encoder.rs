@@ -12,10 +12,12 @@ use imagehere::checkpoint::RangePolicy;
 use imagehere::encoder::{EncodeReport, EncoderOptions};
 use imagehere::features::FeatureCache;
 use imagehere::image::{DecodeOptions, ImageSource};
+use imagehere::output::parquet::{ImageRow, TableFile};
 use imagehere::sequence::Place;
 use imagehere::synth::{self, Preset, SynthOptions};
 
 use crate::call::run;
+use crate::engines::table_metadata;
 use crate::errors::{argument, raise};
 use crate::features::Features;
 use crate::images::{Picture, pictures};
@@ -24,6 +26,9 @@ use crate::plan::Plan;
 use crate::rows::Rows;
 use crate::sequence::Sequence;
 use crate::target::Target;
+
+/// Images that are encoded before they are written: 320 MB of the published model's features.
+const TOGETHER: usize = 32;
 
 /// A loaded model. Calls from several threads run side by side and share the weights; the GIL is free meanwhile.
 ///
@@ -254,6 +259,31 @@ impl Encoder {
         let pictures = pictures(images)?;
         let sources = only_images(py, &pictures)?;
         run(py, |progress| self.inner.feature_set(&sources, progress)?.0.save(&path))
+    }
+
+    /// Encodes images into a Parquet file, a row for each: name, pixels, checkpoint, rows, hidden, features. Whole or not at
+    /// all; images are encoded and written some at a time. Returns its bytes. Raises ImageError, WriteError.
+    fn write_parquet(&self, py: Python<'_>, path: PathBuf, images: &Bound<'_, PyAny>) -> PyResult<u64> {
+        let pictures = pictures(images)?;
+        let sources = only_images(py, &pictures)?;
+        run(py, |progress| {
+            let mut table = TableFile::create(&path)?;
+            for (i, group) in sources.chunks(TOGETHER).enumerate() {
+                let encoded = self.inner.feature_set(group, progress);
+                let (set, _) = encoded.map_err(|error| error.after_images(i * TOGETHER))?;
+                set.verify()?;
+                for (note, features) in set.notes().iter().zip(set.features()) {
+                    let (name, pixels) = (note.name.as_str(), note.pixels.as_str());
+                    table.push(&ImageRow {
+                        name,
+                        pixels,
+                        checkpoint: self.inner.fingerprint(),
+                        features: features.into(),
+                    })?;
+                }
+            }
+            table.commit(&table_metadata(&self.inner))
+        })
     }
 
     /// Reads a features file that this checkpoint made by this encoder's rules. Raises FeaturesError.

@@ -14,6 +14,7 @@ mod buffer;
 mod call;
 mod dlpack;
 mod encoder;
+mod engines;
 mod errors;
 mod features;
 mod images;
@@ -35,6 +36,12 @@ fn _imagehere(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<features::Features>()?;
     module.add_class::<plan::Plan>()?;
     module.add_class::<sequence::Sequence>()?;
+    module.add_function(wrap_pyfunction!(engines::lmdeploy_arguments, module)?)?;
+    module.add_function(wrap_pyfunction!(engines::sglang_arguments, module)?)?;
+    module.add_function(wrap_pyfunction!(engines::vllm_chat_body, module)?)?;
+    module.add_function(wrap_pyfunction!(engines::vllm_completion_body, module)?)?;
+    module.add_function(wrap_pyfunction!(engines::vllm_encoder_cache, module)?)?;
+    module.add_function(wrap_pyfunction!(engines::vllm_prompt_embeds, module)?)?;
     module.add_function(wrap_pyfunction!(encoder::make_random_checkpoint, module)?)?;
     Ok(())
 }

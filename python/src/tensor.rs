@@ -4,6 +4,7 @@ use std::any::Any;
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::Arc;
 
+use half::f16;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -131,6 +132,50 @@ impl Memory {
         let expected = dlpack::contiguous(&self.shape);
         let axes = self.shape.iter().zip(self.strides.iter().zip(&expected));
         self.elements() == 0 || axes.into_iter().all(|(&n, (is, expected))| n == 1 || is == expected)
+    }
+
+    /// Takes rows `[R, hidden]` of one's own.
+    pub fn own(rows: Vec<f16>, hidden: usize) -> Self {
+        let shape = vec![(rows.len() / hidden) as i64, hidden as i64];
+        let owner = Arc::new(rows.into_boxed_slice());
+        let first = owner.as_ptr().cast_mut().cast();
+        // SAFETY: the box has as many elements, and does not move.
+        unsafe { Self::new(owner, first, Kind::Float16, Place::Host, shape, false) }
+    }
+
+    /// Rows `offset .. offset + len` of a sequence `[1, L, H]`, as `[len, H]`, not copied.
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        let (&[1, rows, hidden], &[_, down, across]) = (&self.shape[..], &self.strides[..]) else {
+            panic!("a sequence, not {:?}", self.shape)
+        };
+        assert!(offset + len <= rows as usize, "rows of the sequence");
+        let first =
+            self.first.wrapping_byte_offset(offset as isize * down as isize * self.kind.bytes() as isize);
+        let (shape, strides) = (vec![len as i64, hidden], vec![down, across]);
+        Self { owner: self.owner.clone(), first, shape, strides, ..*self }
+    }
+
+    /// The same in host memory without gaps, copied if it does not lie so; `None` on a device.
+    pub fn contiguous(&self) -> Option<Self> {
+        match self.place {
+            Place::Host if self.is_contiguous() => Some(self.clone()),
+            Place::Host => Some(self.copy()),
+            Place::Cuda(_) => None,
+        }
+    }
+
+    /// All elements of fp16 rows in host memory without gaps, and how many a row has.
+    pub fn rows(&self) -> (&[f16], usize) {
+        let hidden = self.shape.last().map_or(0, |&hidden| hidden as usize);
+        assert!(
+            self.kind == Kind::Float16 && self.place == Place::Host && self.is_contiguous(),
+            "rows of the host"
+        );
+        match self.elements() {
+            0 => (&[], hidden),
+            // SAFETY: the owner has them; who writes them meanwhile, through what Python was given, answers for that.
+            elements => (unsafe { std::slice::from_raw_parts(self.first.cast(), elements) }, hidden),
+        }
     }
 
     /// Copies the elements, in host memory.
@@ -269,6 +314,11 @@ impl Base {
         };
         export.capsule(py, versioned)
     }
+}
+
+/// The memory of a `Tensor`.
+pub fn memory(tensor: &Bound<'_, PyAny>) -> PyResult<Memory> {
+    Ok(tensor.cast::<Base>()?.get().memory.clone())
 }
 
 /// Answers a request for a view of the memory.

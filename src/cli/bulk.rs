@@ -117,16 +117,6 @@ fn after(error: Error, bytes: u64) -> Error {
     }
 }
 
-/// An error about an image of a group, counted among all images, `before` of which are in earlier groups.
-pub fn counted(error: Error, before: usize) -> Error {
-    match error {
-        Error::Image { index, name, problem, remedy } => {
-            Error::Image { index: index + before, name, problem, remedy }
-        }
-        other => other,
-    }
-}
-
 /// What a table says of its making, beside its rows.
 pub fn metadata(encoder: &imagehere::Encoder) -> BTreeMap<String, String> {
     BTreeMap::from([

@@ -39,7 +39,7 @@ pub fn run(args: &FeaturesArgs) -> Result<String> {
         let before = notes.len();
         let share = |done: f32| (before as f32 + done * group.len() as f32) / images.len() as f32;
         let encoded = encoder.feature_set(group, &mut |done| bar.go_on(share(done)));
-        let (set, report) = encoded.map_err(|error| bulk::counted(error, before))?;
+        let (set, report) = encoded.map_err(|error| error.after_images(before))?;
         let writing = Instant::now();
         uuids.extend(bulk.add(&set, encoder.fingerprint())?);
         write += writing.elapsed();
