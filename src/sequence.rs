@@ -9,6 +9,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::packing::PackedPlan;
@@ -334,9 +336,10 @@ impl<'a> SequenceBuffer<'a> {
             }
             _ => {
                 let is_poison = |x: &f16| x.to_bits() == POISON.to_bits();
-                let poisoned = (0..self.len()).find(|&i| self.row(i).iter().any(is_poison));
-                let not_finite =
-                    (0..self.len()).find_map(|i| Some((i, self.row(i).iter().position(|x| !x.is_finite())?)));
+                let rows = (0..self.len()).into_par_iter();
+                let poisoned = rows.clone().find_first(|&i| self.row(i).iter().any(is_poison));
+                let bad = |i| Some((i, self.row(i).iter().position(|x: &f16| !x.is_finite())?));
+                let not_finite = rows.find_map_first(bad);
                 let norms = self.layout.slots.iter().map(|&(_, slot)| self.mean_norm(slot));
                 (poisoned, not_finite, norms.collect())
             }
@@ -366,9 +369,15 @@ impl<'a> SequenceBuffer<'a> {
 
     /// Returns the mean Euclidean norm of a slot's rows; 0 for an empty slot.
     fn mean_norm(&self, slot: Slot) -> f64 {
-        let norm = |i| self.row(i).iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
-        let sum: f64 = (slot.offset..slot.offset + slot.len).map(norm).sum();
-        sum / slot.len.max(1) as f64
+        let norm = |wide: &mut Vec<f32>, i| {
+            wide.resize(self.hidden, 0.0);
+            self.row(i).convert_to_f32_slice(wide);
+            wide.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+        };
+        // Collected, so that they are added in order, however many threads there are.
+        let rows = (slot.offset..slot.offset + slot.len).into_par_iter();
+        let norms: Vec<f64> = rows.map_init(Vec::new, norm).collect();
+        norms.iter().sum::<f64>() / slot.len.max(1) as f64
     }
 
     /// Says what row `i` belongs to, for messages.
