@@ -86,8 +86,8 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     };
     let of_images = report.warnings.clone();
     let done = Done { plan, encoder, names, report, open, placed: 0 };
-    let side = done.encoder.config().image_size;
-    done.write(args, &sequence, &[], &of_images, out, || picture::squares(args, &images, side, &rules))
+    let frame = done.encoder.config().frame();
+    done.write(args, &sequence, &[], &of_images, out, || picture::squares(args, &images, frame, &rules))
 }
 
 /// As [`encode`], from features that are there: nothing is decoded, no weight of the tower is read.
