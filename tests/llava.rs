@@ -11,6 +11,7 @@ use asserts::*;
 use checkpoint_support::*;
 use imagehere::checkpoint::Checkpoint;
 use imagehere::config::{LLAVA, XCOMPOSER2};
+use imagehere::convert::{self, ConvertOptions, Layout};
 use imagehere::features::FeatureCache;
 use imagehere::image::{ImageSource, RgbImage};
 use imagehere::prompt::{Planner, Request, SegmentKind};
@@ -341,6 +342,41 @@ fn a_prompt_is_vicunas_with_one_bos() {
 
     let error = encoder.plan(&Request::new("What?").image_count(1)).unwrap_err().to_string();
     assert_names(&error, &["0 markers `<image>`", "Image 1: <image>; What?"]);
+}
+
+#[test]
+fn what_was_converted_encodes_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let encoder = tiny(&dir.path().join("model"));
+    let (fp16, clip) = (dir.path().join("fp16"), dir.path().join("clip"));
+    let checkpoint = Checkpoint::open(dir.path().join("model")).unwrap();
+    convert::write(&checkpoint, ConvertOptions::default(), &fp16).unwrap();
+    let converted = Encoder::open(&fp16).unwrap();
+    assert_eq!(converted.config(), encoder.config());
+    let image = picture(90, 80);
+    let [one, other] =
+        [&encoder, &converted].map(|encoder| encoder.features(&[(&image).into()]).unwrap().remove(0));
+    assert_eq!(one.as_slice(), other.as_slice());
+
+    // For transformers' classes: its own names, and as many blocks as features come through.
+    convert::write(&checkpoint, ConvertOptions { layout: Layout::ClipVision, ..Default::default() }, &clip)
+        .unwrap();
+    let names = |file: &str| {
+        let bytes = std::fs::read(clip.join(file)).unwrap();
+        let mut names: Vec<String> = safetensors::SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(names("projector.safetensors"), ["0.bias", "0.weight", "2.bias", "2.weight"]);
+    assert_eq!(names("token_embedding.safetensors"), ["weight"]);
+    assert!(names("model.safetensors").iter().all(|name| name.starts_with("vision_model.")));
+    let config: Value = serde_json::from_slice(&std::fs::read(clip.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["num_hidden_layers"], 2);
 }
 
 /// A `tokenizer.json` of five pieces, whose spaces are made by `normalizer` and `pre_tokenizer`.
