@@ -344,6 +344,58 @@ fn a_prompt_is_vicunas_with_one_bos() {
     assert_names(&error, &["0 markers `<image>`", "Image 1: <image>; What?"]);
 }
 
+/// The rel-L2 of rows and those that were expected.
+fn rel_l2(got: &[half::f16], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (got, &want) in got.iter().zip(want) {
+        error += (got.to_f64() - f64::from(want)).powi(2);
+        norm += f64::from(want).powi(2);
+    }
+    (error / norm).sqrt()
+}
+
+/// What transformers' own classes made: see tests/goldens/llava/make.py.
+#[test]
+fn pixels_features_and_prompts_are_transformers() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llava");
+    let goldens: Value = serde_json::from_slice(&std::fs::read(dir.join("goldens.json")).unwrap()).unwrap();
+    let encoder = Encoder::open(dir.join("model")).unwrap();
+    let number = |value: &Value| value.as_u64().unwrap() as u32;
+    let pictures = goldens["pictures"].as_array().unwrap();
+    let images: Vec<RgbImage> =
+        pictures.iter().map(|entry| picture(number(&entry[0]), number(&entry[1]))).collect();
+    let sources: Vec<ImageSource<'_>> = images.iter().map(Into::into).collect();
+    let (set, _) = encoder.feature_set(&sources, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+    for (note, entry) in set.notes().iter().zip(pictures) {
+        assert_eq!(note.pixels, entry[2].as_str().unwrap(), "{}", note.name);
+    }
+
+    let digits = goldens["features"].as_str().unwrap();
+    let bytes: Vec<u8> =
+        (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap()).collect();
+    let expected: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+    let image = encoder.config().patches * encoder.config().hidden_size;
+    let got: Vec<half::f16> =
+        set.features()[..expected.len() / image].iter().flat_map(|one| one.as_slice().to_vec()).collect();
+    let error = rel_l2(&got, &expected);
+    let bound = 1.1 * goldens["fp16"].as_f64().unwrap();
+    assert!(error <= bound && error <= 2e-3, "rel-L2 {error:.2e}, where {bound:.2e} is allowed");
+
+    for case in goldens["prompts"].as_array().unwrap() {
+        let history: Vec<(String, String)> = serde_json::from_value(case[1].clone()).unwrap();
+        let markers = [&case[1], &case[2]].map(|text| text.to_string().matches("<image>").count());
+        // The processor's own tokens are live wherever they stand.
+        let request = Request::new(case[2].as_str().unwrap())
+            .raw(case[0].as_bool().unwrap())
+            .history(history)
+            .image_count(markers.iter().sum())
+            .allow_control_tokens(true);
+        let want: Vec<i64> = serde_json::from_value(case[3].clone()).unwrap();
+        assert_eq!(encoder.plan(&request).unwrap().input_ids, want, "{}", case[2]);
+    }
+}
+
 #[test]
 fn what_was_converted_encodes_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();

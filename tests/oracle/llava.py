@@ -68,30 +68,38 @@ def make_tokenizer(kind):
     return fast
 
 
-def make_model(rng, seed, vocab, directory):
-    """Saves a random model; the model in f32, a word on it."""
+def draw_sizes(rng):
+    width, patch = rng.choice([64, 128, 192]), rng.choice([14, 14, 7, 16])
+    return dict(width=width, mlp=rng.choice([2, 4]) * width, blocks=rng.randint(2, 5), patch=patch,
+                side=patch * rng.randint(2, 8), hidden=32 * rng.randint(2, 8))  # fmt: skip
+
+
+def make_model(rng, seed, vocab, directory, sizes=None, dtype=None):
+    """Saves a random model; returns it with its weights as fp16 has them, and a word on it."""
     torch.manual_seed(seed)
-    width = rng.choice([64, 128, 192])
+    sizes = sizes or draw_sizes(rng)
+    width, patch = sizes["width"], sizes["patch"]
     vision = CLIPVisionConfig(
-        hidden_size=width, intermediate_size=rng.choice([2, 4]) * width, num_hidden_layers=rng.randint(2, 5),
-        num_attention_heads=width // 64, patch_size=(patch := rng.choice([14, 14, 7, 16])),
-        image_size=patch * rng.randint(2, 8), attn_implementation="eager",
+        hidden_size=width, intermediate_size=sizes["mlp"], num_hidden_layers=sizes["blocks"], num_attention_heads=width // 64,
+        patch_size=patch, image_size=sizes["side"], attn_implementation="eager",
     )  # fmt: skip
-    text = LlamaConfig(hidden_size=32 * rng.randint(2, 8), intermediate_size=64, num_hidden_layers=1,
+    text = LlamaConfig(hidden_size=sizes["hidden"], intermediate_size=64, num_hidden_layers=1,
                        num_attention_heads=4, num_key_value_heads=4, vocab_size=vocab)  # fmt: skip
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=vocab - 2))
     model = model.float().eval()
     with torch.no_grad():  # as trained towers are, not as they begin: biases, norms, and logits that differ
         for name, weight in model.named_parameters():
-            if "vision_tower" in name or "projector" in name:
-                gain = 0.3 if "embedding.weight" in name or "class_embedding" in name else 0.05
-                if weight.dim() == 2 and "embedding" not in name:
-                    gain = 1.0 / weight.shape[1] ** 0.5
-                centre = 1.0 if name.endswith("norm1.weight") or name.endswith("norm2.weight") or "pre_layrnorm.weight" in name else 0.0
-                if "patch_embedding" in name:
-                    gain = 1.0 / weight[0].numel() ** 0.5
-                weight.copy_(centre + gain * torch.randn_like(weight))
-    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16])
+            if "vision_tower" not in name and "projector" not in name:
+                continue
+            centre, spread = 0.0, 0.05
+            if "norm" in name and name.endswith("weight"):
+                centre = 1.0
+            elif "patch_embedding" in name or (weight.dim() == 2 and "embedding" not in name):
+                spread = weight[0].numel() ** -0.5
+            elif "embedding" in name:
+                spread = 0.3
+            weight.copy_(centre + spread * torch.randn_like(weight))
+    dtype = dtype or rng.choice([torch.float32, torch.bfloat16, torch.float16])
     model = model.to(dtype)
     model.save_pretrained(directory)
     names = NAMES[seed % 4]
@@ -103,7 +111,8 @@ def make_model(rng, seed, vocab, directory):
             name = name.replace("vision_tower.", f"vision_tower.{level}")
             if prefix and name.startswith("language_model.model."):
                 name = name.replace("language_model.model.", "language_model.")
-            renamed[prefix + name if not name.startswith("language_model.lm_head") or not prefix else "lm_head.weight"] = tensor
+            is_head = name == "language_model.lm_head.weight"
+            renamed["lm_head.weight" if prefix and is_head else prefix + name] = tensor
         safetensors.torch.save_file(renamed, path, metadata={"format": "pt"})
     # What fp16 makes of the weights is what both sides compute with.
     rounded = model.half()
