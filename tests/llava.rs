@@ -159,6 +159,7 @@ fn a_config_of_no_profile_is_told_what_was_expected_and_found() {
             json!("mistral"),
             ["`text_config.model_type` is \"mistral\"", "\"llama\""],
         ),
+        ("mm_vision_tower", json!("openai/clip-vit-large-patch14-336"), ["has no such key", "llava-hf"]),
         ("multimodal_projector_bias", json!(false), ["`multimodal_projector_bias` is false", "has true"]),
     ] {
         assert_names(&with_config(path, value), &[&["config.json"], &words[..]].concat());

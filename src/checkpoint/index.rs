@@ -189,8 +189,7 @@ impl ConfigFile {
 }
 
 /// What to do about a checkpoint of another family.
-const OF_A_PROFILE: &str =
-    "Use a checkpoint of InternLM-XComposer2-VL, or LLaVA-1.5 as transformers saves it";
+const OF_A_PROFILE: &str = "Use a checkpoint of InternLM-XComposer2-VL, or of LLaVA-1.5 as transformers saves it (llava-hf on the Hub)";
 
 /// Finds the profile of a `config.json`; the problem names what was expected and what was found.
 fn recognise(config: &Map<String, Value>) -> Result<&'static Profile, String> {

@@ -85,6 +85,8 @@ pub(crate) enum Fact {
     /// Equal as f32.
     Real(f32),
     Flag(bool),
+    /// No such key.
+    Absent,
 }
 
 /// A size that `config.json` may have.
@@ -184,6 +186,8 @@ pub static LLAVA: Profile = Profile {
     unused_blocks: 1,
     model_types: &["llava"],
     facts: &[
+        // The checkpoints of LLaVA's own repository are of the same `model_type`, and leave the tower elsewhere.
+        ("mm_vision_tower", Fact::Absent),
         ("vision_config.model_type", Fact::Text("clip_vision_model")),
         ("vision_config.hidden_act", Fact::Text("quick_gelu")),
         ("vision_config.layer_norm_eps", Fact::Real(super::LAYER_NORM_EPS)),
@@ -265,6 +269,7 @@ impl fmt::Display for Fact {
             Self::Integer(number) => write!(f, "{number}"),
             Self::Real(number) => write!(f, "{number:e}"),
             Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Absent => f.write_str("no such key"),
         }
     }
 }
@@ -277,6 +282,7 @@ impl Fact {
             Self::Integer(number) => value.as_i64() == Some(number),
             Self::Real(number) => value.as_f64().is_some_and(|value| value as f32 == number),
             Self::Flag(flag) => value.as_bool() == Some(flag),
+            Self::Absent => value.is_null(),
         }
     }
 }
