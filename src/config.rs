@@ -1,9 +1,17 @@
-//! The numbers of the model. Filled by [`crate::checkpoint`] from the tensors' shapes, checked against
+//! The numbers of the model, and the family it is of ([`Profile`]). Filled by [`crate::checkpoint`] from the tensors' shapes, checked against
 //! `config.json`; read by everyone else.
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+
+mod profile;
+mod template;
+
+pub use profile::{Fit, Frame, LLAVA, PROFILES, Profile, XCOMPOSER2};
+pub(crate) use profile::{Size, TensorNames};
+pub(crate) use template::Template;
+pub use template::{DEFAULT_META_INSTRUCTION, MARKER};
 
 /// Per-channel mean of CLIP's pixel normalisation, RGB, in units of 1 (after u8 / 255).
 pub const PIXEL_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -50,6 +58,8 @@ pub struct ModelConfig {
     pub max_length: Option<usize>,
     /// Positions the language model accepts (`max_position_embeddings`, 32768).
     pub max_position_embeddings: Option<usize>,
+    /// The family that the model is of.
+    pub profile: &'static Profile,
 }
 
 /// The sizes from which the rest of a [`ModelConfig`] follows.
@@ -74,7 +84,8 @@ pub struct ModelSizes {
 }
 
 impl ModelConfig {
-    /// Fills in what follows from the sizes: grid, **P**, **T** and heads. No limit of length is known yet.
+    /// Fills in what follows from the sizes: grid, **P**, **T** and heads. No limit of length is known yet, and the model
+    /// is an [`XCOMPOSER2`]; see [`ModelConfig::with_profile`].
     ///
     /// # Errors
     /// [`Error::Argument`] if a size is 0, if `image_size` is no multiple of `patch_size`, if `width` is no
@@ -145,7 +156,20 @@ impl ModelConfig {
             vocab_size,
             max_length: None,
             max_position_embeddings: None,
+            profile: &XCOMPOSER2,
         })
+    }
+
+    /// Sets the family that the model is of.
+    #[must_use]
+    pub fn with_profile(mut self, profile: &'static Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// Returns the square that images are made to fit.
+    pub fn frame(&self) -> Frame {
+        Frame { side: self.image_size as u32, fit: self.profile.fit }
     }
 
     /// Returns the length of a flattened patch, in elements: 3 channels × patch × patch (588).

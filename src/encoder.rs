@@ -380,7 +380,7 @@ impl Encoder {
             Some(_) => {
                 Ok(self.feature_set(images, &mut |_| ControlFlow::Continue(()))?.0.features().to_vec())
             }
-            None => Ok(self.encode_features(images, &mut Observer::default())?.0),
+            None => self.encode_features(images, &mut Observer::default()),
         }
     }
 
@@ -450,12 +450,22 @@ impl Encoder {
     ) -> Result<Features> {
         let mut show = |_: usize, stage: Stage, values: &[f16]| trace(stage, values);
         let mut observer = Observer { trace: Some(&mut show), ..Observer::default() };
-        let (mut features, _) = self.encode_features(std::slice::from_ref(image), &mut observer)?;
+        let mut features = self.encode_features(std::slice::from_ref(image), &mut observer)?;
         features.pop().ok_or_else(|| Error::Internal("one image gave no features".into()))
     }
 
     /// Encodes images into memory of their own.
     fn encode_features(
+        &self,
+        images: &[ImageSource<'_>],
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Features>> {
+        let ((features, _), _) = self.framed(images, |images| self.encode_squares(images, observer))?;
+        Ok(features)
+    }
+
+    /// As [`Encoder::encode_features`], of images that the backend may stretch.
+    fn encode_squares(
         &self,
         images: &[ImageSource<'_>],
         observer: &mut Observer<'_>,
@@ -472,6 +482,24 @@ impl Encoder {
     /// Fills a packing from images, or, where there are some, from kept features. A buffer of ours that a
     /// failed call had begun is empty afterwards.
     fn fill(
+        &self,
+        packed: &PackedPlan<'_>,
+        images: &[ImageSource<'_>],
+        features: &[Features],
+        sequence: &mut SequenceBuffer<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Result<EncodeReport> {
+        let fill =
+            |images: &[ImageSource<'_>]| self.fill_squares(packed, images, features, sequence, observer);
+        let (mut report, seen) = self.framed(images, fill)?;
+        report.decode += seen.decode;
+        report.resize += seen.resize;
+        report.warnings.splice(..0, seen.warnings);
+        Ok(report)
+    }
+
+    /// As [`Encoder::fill`], from images that the backend may stretch.
+    fn fill_squares(
         &self,
         packed: &PackedPlan<'_>,
         images: &[ImageSource<'_>],

@@ -2,7 +2,8 @@
 //!
 //! A prompt with `<ImageHere>` markers and as many images become the whole input of InternLM-XComposer2-VL:
 //! text rows from the embedding table, and each image's features, from the CLIP tower and the projector,
-//! written straight into the rows that its marker reserved.
+//! written straight into the rows that its marker reserved. LLaVA-1.5, whose marker is `<image>`, is taken as well: what a
+//! family of models is, is a [`Profile`](config::Profile), chosen from the checkpoint's `config.json`.
 //!
 //! ```text
 //!  prompt text ─▶ prompt ───────────────── Slot{offset,len} per image ───────────────────┐
@@ -18,7 +19,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`error`], [`warning`] | what can go wrong, and what to do next |
-//! | [`config`] | the numbers of the model |
+//! | [`config`] | the numbers of the model, and the profile of its family |
 //! | [`checkpoint`] | a Hub-layout directory: files mapped, names and shapes checked, weights as fp16 |
 //! | [`tokenizer`] | text to ids |
 //! | [`prompt`] | template and markers to a [`SequencePlan`](prompt::SequencePlan): integers alone |
@@ -33,7 +34,7 @@
 //! | [`picture`] | a sequence as a picture for people |
 //! | [`encoder`] | the façade |
 //! | [`convert`] | what encoding needs of a checkpoint, as fp16 safetensors |
-//! | [`synth`] | random checkpoints in the upstream layout |
+//! | [`synth`] | random checkpoints in the layout of the published ones |
 //!
 //! # Invariants
 //!

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use bytemuck::cast_slice;
 use half::f16;
+use imagehere::synth::{self, Preset, SynthOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -158,6 +159,23 @@ fn every_kind_of_gpu_gives_the_cpus_file() {
 }
 
 /// Orders of warps, blocks, streams and graph nodes; work done as late as possible, at odd moments, at once.
+/// LLaVA's crop is made on the host, whatever encodes the square.
+#[test]
+#[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
+fn a_llava_is_encoded_as_on_the_cpu() {
+    let case = Case::new();
+    synth::write(Preset::LlavaTiny, &SynthOptions::default(), case.place.path("model")).unwrap();
+    let words = case.place.on_model("encode", "<image> <image><image> or <image>\nWhich?");
+    let words = words.arg("--image").args(case.pictures());
+    let expected = case.encode(&words, "cpu", &[]);
+    let kept = words.clone().arg("--feature-cache").arg(case.place.path("cache"));
+    for capability in ["8.0", "9.0"] {
+        for words in [&words, &kept] {
+            assert_alike(&case.encode(words, "cuda", &[("EMU_CC", capability)]), &expected);
+        }
+    }
+}
+
 #[test]
 #[cfg_attr(not(has_kernels), ignore = "there was no nvcc when this was built: bash kernels/fetch-nvcc")]
 fn bits_do_not_depend_on_what_happens_when() {

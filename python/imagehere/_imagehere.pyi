@@ -264,6 +264,7 @@ def make_random_checkpoint(
     """Writes random weights in the upstream layout, for tests and trials."""
 
 def vllm_chat_body(
+    encoder: Encoder,
     prompt: str,
     features: Iterable[Features],
     *,

@@ -43,7 +43,7 @@ const TOGETHER: usize = 32;
 /// Raises CheckpointError, DTypeError, ValueOutOfRangeError or DeviceError.
 #[pyclass(frozen, module = "imagehere")]
 pub struct Encoder {
-    inner: imagehere::encoder::Encoder,
+    pub inner: imagehere::encoder::Encoder,
     path: PathBuf,
 }
 

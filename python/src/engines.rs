@@ -11,6 +11,7 @@ use imagehere::output::vllm::{self, ChatBody};
 use imagehere::output::{Rows, lmdeploy, sglang, torch_save};
 
 use crate::call::run;
+use crate::encoder::Encoder;
 use crate::errors::{argument, raise};
 use crate::features::Features;
 use crate::options::{MetaArg, PromptOptions};
@@ -51,9 +52,10 @@ fn internal(error: std::io::Error) -> imagehere::Error {
 ///
 /// The server puts its own template around it. ``features``: one for each marker, in order. Raises ArgumentError.
 #[pyfunction]
-#[pyo3(signature = (prompt, features, *, model = None, meta_instruction = MetaArg::default(), history = None))]
+#[pyo3(signature = (encoder, prompt, features, *, model = None, meta_instruction = MetaArg::default(), history = None))]
 pub fn vllm_chat_body<'py>(
     py: Python<'py>,
+    encoder: &Bound<'py, Encoder>,
     prompt: &str,
     features: Vec<PyRef<'_, Features>>,
     model: Option<String>,
@@ -63,8 +65,9 @@ pub fn vllm_chat_body<'py>(
     let options = PromptOptions { meta: meta_instruction, history, ..PromptOptions::default() };
     let request = options.request(py, prompt)?;
     let images = rows(&features);
+    let profile = encoder.get().inner.config().profile;
     bytes(py, |out| {
-        let turns = request.turns()?;
+        let turns = request.turns(profile)?;
         let body = ChatBody::new(&turns, &images)?;
         let body = model.as_deref().map_or(body, |model| body.model(model));
         body.write(out).map_err(internal)

@@ -23,8 +23,8 @@ def sequence(encoder, files):
     return encoder.encode(PROMPT, files[:2])
 
 
-def test_a_chat_for_vllm(features):
-    body = json.loads(engines.vllm_chat_body(PROMPT, features, model="m", meta_instruction="Be brief."))
+def test_a_chat_for_vllm(encoder, features):
+    body = json.loads(engines.vllm_chat_body(encoder, PROMPT, features, model="m", meta_instruction="Be brief."))
     assert body["model"] == "m"
     system, user = body["messages"]
     assert system["role"] == "system" and user["role"] == "user"
@@ -34,9 +34,9 @@ def test_a_chat_for_vllm(features):
         array = numpy.load(io.BytesIO(base64.b64decode(part["image_embeds"], validate=True)), allow_pickle=False)
         assert array.dtype == numpy.float16 and (array == numpy.asarray(expected.rows)).all()
     with pytest.raises(errors.ArgumentError):
-        engines.vllm_chat_body(PROMPT, features[:1])
+        engines.vllm_chat_body(encoder, PROMPT, features[:1])
     with pytest.raises(TypeError):
-        engines.vllm_chat_body(PROMPT, features, meta_instruction=True)
+        engines.vllm_chat_body(encoder, PROMPT, features, meta_instruction=True)
 
 
 def test_a_sequence_for_vllm(sequence, encoder, files):

@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::convert::RangePolicy;
 use super::dtype::Format;
 use super::index::{ConfigFile, is_plain_file_name, parse_index};
-use super::names::{needed, read_sizes};
+use super::names::read_sizes;
 use super::shard::{Place, Shard};
 use super::{pickle, safetensors};
+use crate::config::{Size, TensorNames};
 use crate::fuzzing::{check_error, check_message, with_file};
 
 /// Most elements of a tensor that are read: a view may repeat its elements without end.
@@ -139,29 +140,26 @@ pub(crate) fn config(bytes: &[u8]) {
         Err(error) => return check_error(&error),
     };
     let json: Value = serde_json::from_slice(bytes).expect("it was read before");
-    for (key, size) in [
-        ("img_size", config.img_size),
-        ("hidden_size", config.hidden_size),
-        ("vocab_size", config.vocab_size),
-        ("max_length", config.max_length),
-        ("max_position_embeddings", config.max_position_embeddings),
-    ] {
-        assert_eq!(json[key].as_u64(), size.map(|size| size as u64), "{key}");
+    for &(size, key, default) in config.profile.sizes {
+        let said = key.split('.').fold(&json, |value, part| &value[part]).as_u64();
+        let size = config.size(size);
+        assert_eq!(said.or(default.map(|default| default as u64)), size.map(|size| size as u64), "{key}");
         assert_ne!(size, Some(0), "{key}");
     }
-    let shapes = shapes(2);
+    let names = &config.profile.names[0];
+    let shapes = shapes(names, 2);
     let shape_of = |name: &str| Some((shapes.get(name)?.as_slice(), Path::new("model.safetensors")));
-    match read_sizes(2, &config, shape_of) {
+    match read_sizes(2, names, &config, shape_of) {
         Err(error) => check_error(&error),
         Ok(sizes) => {
             assert_eq!((sizes.image_size, sizes.hidden_size, sizes.layers), (28, 96, 2));
-            assert_eq!(sizes.max_length, config.max_length);
+            assert_eq!(sizes.max_length, config.size(Size::MaxLength));
         }
     }
 }
 
 /// The shapes of a small model's needed tensors.
-fn shapes(layers: usize) -> BTreeMap<String, Vec<usize>> {
+fn shapes(names: &TensorNames, layers: usize) -> BTreeMap<String, Vec<usize>> {
     use super::names::Dim;
     let size = |dim: &Dim| match dim {
         Dim::C => 64,
@@ -173,5 +171,5 @@ fn shapes(layers: usize) -> BTreeMap<String, Vec<usize>> {
         Dim::Rgb => 3,
     };
     let shape = |(name, letters): (String, &'static [Dim])| (name, letters.iter().map(size).collect());
-    needed(layers).into_iter().map(shape).collect()
+    names.needed(layers).into_iter().map(shape).collect()
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::dtype::Format;
 use super::mapped::read_small;
 use super::printable;
+use crate::config::{PROFILES, Profile, Size};
 use crate::error::{Error, Result};
 
 /// Longest `config.json`, in bytes.
@@ -124,26 +125,22 @@ pub(super) fn is_plain_file_name(name: &str) -> bool {
         && !name.contains(['/', '\\', ':', '\0'])
 }
 
-/// What `config.json` says about sizes. The LLM's other numbers (`num_attention_heads`,
-/// `num_hidden_layers`, `intermediate_size`, `hidden_act`, `rms_norm_eps`) are never looked at: they stand
-/// at the top level and are not the tower's.
-#[derive(Debug, Default)]
+/// What `config.json` says: of which profile the checkpoint is, and its sizes.
+#[derive(Debug)]
 pub(crate) struct ConfigFile {
     pub path: PathBuf,
     pub bytes: Vec<u8>,
-    pub img_size: Option<usize>,
-    pub hidden_size: Option<usize>,
-    pub vocab_size: Option<usize>,
-    pub max_length: Option<usize>,
-    pub max_position_embeddings: Option<usize>,
+    pub profile: &'static Profile,
+    /// By what they are, those that are there.
+    sizes: BTreeMap<Size, usize>,
 }
 
 impl ConfigFile {
     /// Reads a directory's `config.json`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is absent or no JSON object, if a size is no whole number, or if it says
-    /// that the checkpoint is quantised.
+    /// [`Error::Checkpoint`] if it is absent or no JSON object, if it is of no known profile, if a size is no whole
+    /// number, or if it says that the checkpoint is quantised.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let bytes = read_small(&path, MAX_CONFIG)?;
@@ -161,22 +158,72 @@ impl ConfigFile {
             let problem = format!("the checkpoint is quantised{method} (`quantization_config`)");
             return Err(refuse(problem, super::QUANTISED_REMEDY));
         }
-        let size = |key: &str| match config.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-                Some(n) if n > 0 => Ok(Some(n)),
-                _ => {
-                    let problem =
-                        format!("`{key}` is {}, not a positive whole number", printable(&value.to_string()));
-                    Err(refuse(problem, "Correct it, or download the file again"))
-                }
-            },
-        };
-        let (img_size, hidden_size, vocab_size) =
-            (size("img_size")?, size("hidden_size")?, size("vocab_size")?);
-        let (max_length, max_position_embeddings) = (size("max_length")?, size("max_position_embeddings")?);
-        Ok(Self { path, bytes, img_size, hidden_size, vocab_size, max_length, max_position_embeddings })
+        let profile = recognise(&config).map_err(|problem| refuse(problem, OF_A_PROFILE))?;
+        let mut sizes = BTreeMap::new();
+        for &(size, key, default) in profile.sizes {
+            match at(&config, key) {
+                None => sizes.extend(default.map(|default| (size, default))),
+                Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                    Some(n) if n > 0 => {
+                        sizes.insert(size, n);
+                    }
+                    _ => {
+                        let problem = format!("`{key}` is {}, not a positive whole number", shown(value));
+                        return Err(refuse(problem, "Correct it, or download the file again"));
+                    }
+                },
+            }
+        }
+        Ok(Self { path, bytes, profile, sizes })
     }
+
+    /// A size, if the file says it or its profile does instead.
+    pub fn size(&self, size: Size) -> Option<usize> {
+        self.sizes.get(&size).copied()
+    }
+
+    /// The key under which the file has a size.
+    pub fn key(&self, size: Size) -> &'static str {
+        self.profile.sizes.iter().find(|(known, ..)| *known == size).map_or("", |(_, key, _)| key)
+    }
+}
+
+/// What to do about a checkpoint of another family.
+const OF_A_PROFILE: &str = "Use a checkpoint of InternLM-XComposer2-VL, or of LLaVA-1.5 as transformers saves it (llava-hf on the Hub)";
+
+/// Finds the profile of a `config.json`; the problem names what was expected and what was found.
+fn recognise(config: &Map<String, Value>) -> Result<&'static Profile, String> {
+    let profile = match config.get("model_type").filter(|value| !value.is_null()) {
+        None => PROFILES[0],
+        Some(found) => {
+            let of_type = |profile: &&&Profile| profile.model_types.iter().any(|name| found == name);
+            *PROFILES.iter().find(of_type).ok_or_else(|| {
+                let known =
+                    |profile: &&Profile| format!("\"{}\" ({})", profile.model_types[0], profile.title);
+                let known: Vec<String> = PROFILES.iter().map(known).collect();
+                format!("`model_type` is {}, where {} is expected", shown(found), known.join(" or "))
+            })?
+        }
+    };
+    for &(key, fact) in profile.facts {
+        if let Some(found) = at(config, key).filter(|found| !fact.is(found)) {
+            let title = profile.title;
+            return Err(format!("`{key}` is {}, where {title} has {fact}", shown(found)));
+        }
+    }
+    Ok(profile)
+}
+
+/// What stands under a key, whose parts are joined by dots; null is nothing.
+fn at<'c>(config: &'c Map<String, Value>, key: &str) -> Option<&'c Value> {
+    let mut parts = key.split('.');
+    let first = config.get(parts.next()?);
+    parts.fold(first, |value, part| value?.get(part)).filter(|value| !value.is_null())
+}
+
+/// A value as a message may show it: as JSON, short.
+pub(super) fn shown(value: &Value) -> String {
+    printable(&value.to_string()).replace("\\\"", "\"")
 }
 
 #[cfg(test)]

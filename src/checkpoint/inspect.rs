@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::convert::ValueStats;
 use super::dtype::Format;
-use super::names;
 use super::printable;
 use super::report::{GroupStats, Groups, table};
 use super::shard::Shard;
@@ -85,7 +84,8 @@ pub struct UnreadTensor {
 }
 
 pub(crate) fn inspect(checkpoint: &Checkpoint, all: bool) -> Result<CheckpointReport> {
-    let Checkpoint { dir, config, format, tensors: needed, shards, index, warnings, seed, .. } = checkpoint;
+    let Checkpoint { dir, config, names, format, tensors: needed, shards, index, warnings, seed, .. } =
+        checkpoint;
 
     // Files beyond those that are open, as the index lists them.
     let mut more = Vec::new();
@@ -114,13 +114,13 @@ pub(crate) fn inspect(checkpoint: &Checkpoint, all: bool) -> Result<CheckpointRe
 
     // The needed tensors in the order of the data's journey, then the others by name.
     let mut read: Vec<Tensor> =
-        names::needed(config.layers).iter().filter_map(|(name, _)| needed.get(name)).cloned().collect();
+        names.needed(config.layers).iter().filter_map(|(name, _)| needed.get(name)).cloned().collect();
     let mut unread = Vec::new();
     let (mut dtypes, mut optional) = (BTreeMap::new(), Vec::new());
     for shard in shards.iter().chain(&more) {
         for (name, entry) in shard.table() {
             *dtypes.entry(entry.dtype.name(*format)).or_insert(0) += 1;
-            if names::is_optional(name) {
+            if names.is_optional(name) {
                 optional.push(printable(name));
             }
             if !all || needed.contains_key(name) {
@@ -208,6 +208,7 @@ impl fmt::Display for CheckpointReport {
             Format::Bin => "torch zip (.bin)",
         };
         writeln!(f, "checkpoint    {}", self.dir)?;
+        writeln!(f, "profile       {} ({})", c.profile, c.profile.title)?;
         writeln!(f, "format        {format}")?;
         writeln!(f, "tokenizer     {}", self.tokenizer.unwrap_or("none"))?;
         writeln!(f, "fingerprint   {}", self.fingerprint)?;

@@ -7,11 +7,11 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::convert::{RangePolicy, ValueStats};
-use super::names;
+use super::names::{CLASS_EMBEDDING, PATCH_EMBEDDING, POSITION_EMBEDDING};
 use super::report::{ConversionReport, Groups, conversion_report};
 use super::tensor::Tensor;
 use super::weights::{LayerWeights, LinearWeights, NormWeights, VisionWeights};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorNames};
 use crate::error::{Error, Result};
 
 /// Elements converted by one task: 2 MB of fp16, so that a few hundred tasks share out evenly.
@@ -21,6 +21,7 @@ const CHUNK: usize = 1 << 20;
 pub(crate) fn vision_weights(
     dir: &Path,
     config: &ModelConfig,
+    names: &TensorNames,
     tensors: &BTreeMap<String, Tensor>,
     policy: RangePolicy,
 ) -> Result<(VisionWeights, ConversionReport)> {
@@ -28,7 +29,7 @@ pub(crate) fn vision_weights(
         let problem = "there is not enough memory for its tower and projector as fp16";
         Error::checkpoint(dir, problem, "Use a machine with more memory, or end other programs")
     })?;
-    let stored = stored_weights(config, tensors)?;
+    let stored = stored_weights(config, names, tensors)?;
     let mut filled = Vec::new(); // the tensors, in the order of the fields
     let mut tasks = Vec::new(); // (tensor, first element, elements of the field)
     for (tensors, field) in stored.fields().into_iter().zip(weights.fields_mut()) {
@@ -107,6 +108,7 @@ fn allocate(config: &ModelConfig) -> Option<VisionWeights> {
 /// The tensors behind every field, stacked along their first axis: query, key and value make one field.
 pub(crate) fn stored_weights<'t>(
     config: &ModelConfig,
+    names: &TensorNames,
     tensors: &'t BTreeMap<String, Tensor>,
 ) -> Result<VisionWeights<Vec<&'t Tensor>>> {
     let find = |name: String| {
@@ -119,13 +121,13 @@ pub(crate) fn stored_weights<'t>(
             bias: one(format!("{name}.bias"))?,
         })
     };
-    let linear = |names: &[String]| {
+    let linear = |stacked: &[String]| {
         let all =
-            |end: &str| names.iter().map(|name| find(format!("{name}.{end}"))).collect::<Result<Vec<_>>>();
+            |end: &str| stacked.iter().map(|name| find(format!("{name}.{end}"))).collect::<Result<Vec<_>>>();
         Ok::<_, Error>(LinearWeights { weight: all("weight")?, bias: all("bias")? })
     };
     let layer = |i: usize| {
-        let name = |part: &str| names::layer(i, part);
+        let name = |part: &str| names.of_layer(i, part);
         Ok(LayerWeights {
             norm1: norm(name("layer_norm1"))?,
             qkv: linear(&["q", "k", "v"].map(|which| name(&format!("self_attn.{which}_proj"))))?,
@@ -136,12 +138,12 @@ pub(crate) fn stored_weights<'t>(
         })
     };
     Ok(VisionWeights {
-        class_embedding: one(names::tower(names::CLASS_EMBEDDING))?,
-        patch_embedding: one(names::tower(names::PATCH_EMBEDDING))?,
-        position_embedding: one(names::tower(names::POSITION_EMBEDDING))?,
-        pre_norm: norm(names::tower("pre_layrnorm"))?,
+        class_embedding: one(names.of_tower(CLASS_EMBEDDING))?,
+        patch_embedding: one(names.of_tower(PATCH_EMBEDDING))?,
+        position_embedding: one(names.of_tower(POSITION_EMBEDDING))?,
+        pre_norm: norm(names.of_tower("pre_layrnorm"))?,
         layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
-        projector_hidden: linear(&["vision_proj.0".to_owned()])?,
-        projector_out: linear(&["vision_proj.2".to_owned()])?,
+        projector_hidden: linear(&[names.hidden_layer()])?,
+        projector_out: linear(&[names.out_layer()])?,
     })
 }

@@ -37,6 +37,7 @@ mod load;
 mod mapped;
 pub(crate) mod names;
 mod pickle;
+mod preprocessor;
 mod report;
 mod safetensors;
 mod shard;
@@ -62,7 +63,7 @@ pub(crate) use self::report::{Groups, conversion_report};
 use self::shard::Shard;
 pub(crate) use self::tensor::Tensor;
 use self::weights::VisionWeights;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorNames};
 use crate::error::{Error, Result};
 use crate::warning::{Warning, WarningKind};
 
@@ -99,6 +100,8 @@ const EXPANSION_SLACK: usize = 64 << 20;
 pub struct Checkpoint {
     dir: PathBuf,
     config: ModelConfig,
+    /// What its tensors are called.
+    names: &'static TensorNames,
     format: Format,
     /// The needed tensors, by name.
     tensors: BTreeMap<String, Tensor>,
@@ -135,19 +138,23 @@ impl Checkpoint {
         let config_file = ConfigFile::read(dir)?;
         let WeightFiles { format, layout, unread } = WeightFiles::find(dir)?;
 
-        let (shards, tensors, layers, index) = match layout {
+        let (shards, found, index) = match layout {
             FileLayout::Single(path) => {
                 let shard = Shard::open(&path, format)?;
-                let (tensors, layers) = read_single(&shard)?;
-                (vec![shard], tensors, layers, None)
+                let found = read_single(&shard, &config_file)?;
+                (vec![shard], found, None)
             }
             FileLayout::Sharded { path, files } => {
-                let (shards, tensors, layers) = read_sharded(dir, format, &path, &files)?;
-                (shards, tensors, layers, Some(files))
+                let (shards, found) = read_sharded(dir, format, &path, &files, &config_file)?;
+                (shards, found, Some(files))
             }
         };
+        let Found { names, layers, tensors } = found;
         let shape_of = |name: &str| tensors.get(name).map(|tensor| (tensor.shape(), tensor.file().path()));
-        let config = names::read_sizes(layers, &config_file, shape_of)?;
+        let config = names::read_sizes(layers, names, &config_file, shape_of)?;
+        if config.profile.has_preprocessor {
+            preprocessor::check(dir, &config)?;
+        }
         refuse_expansion(dir, tensors.values(), total_len(shards.iter()))?;
 
         let mut warnings = Vec::new();
@@ -161,7 +168,7 @@ impl Checkpoint {
         tracing::debug!(dir = %dir.display(), ?format, shards = shards.len(), ?config, "checkpoint opened");
         let dir = dir.to_owned();
         let fingerprint = OnceLock::new();
-        Ok(Self { dir, config, format, tensors, shards, index, warnings, seed, fingerprint })
+        Ok(Self { dir, config, names, format, tensors, shards, index, warnings, seed, fingerprint })
     }
 
     /// Returns the sizes of the model.
@@ -208,24 +215,29 @@ impl Checkpoint {
     /// One rounding per value, to nearest even, from the value as stored; subnormals are kept. A magnitude
     /// above 65504 does not fit, also where rounding would lead back to it.
     pub fn vision_weights(&self, policy: RangePolicy) -> Result<(VisionWeights, ConversionReport)> {
-        load::vision_weights(&self.dir, &self.config, &self.tensors, policy)
+        load::vision_weights(&self.dir, &self.config, self.names, &self.tensors, policy)
     }
 
     /// Returns the tensors of tower and projector as they are stored, for a device that converts them.
     #[cfg(feature = "cuda")]
     pub(crate) fn stored_weights(&self) -> Result<weights::VisionWeights<Vec<&Tensor>>> {
-        load::stored_weights(&self.config, &self.tensors)
+        load::stored_weights(&self.config, self.names, &self.tensors)
     }
 
     /// Returns the token embedding table, which refuses values that fp16 cannot hold; see
     /// [`EmbeddingTable::with_policy`].
     pub fn embedding(&self) -> EmbeddingTable {
-        EmbeddingTable::new(self.tensors[names::TOKEN_EMBEDDING].clone())
+        EmbeddingTable::new(self.tensors[&self.names.token_embedding()].clone())
+    }
+
+    /// Returns what the tensors are called.
+    pub(crate) fn names(&self) -> &'static TensorNames {
+        self.names
     }
 
     /// Returns the needed tensors, in the order of the data's journey.
     pub(crate) fn needed(&self) -> Vec<&Tensor> {
-        let needed = names::needed(self.config.layers);
+        let needed = self.names.needed(self.config.layers);
         needed.iter().filter_map(|(name, _)| self.tensors.get(name)).collect()
     }
 
@@ -266,22 +278,33 @@ impl Checkpoint {
     }
 }
 
+/// The tensors that a checkpoint's files turned out to have.
+struct Found {
+    names: &'static TensorNames,
+    layers: usize,
+    /// The needed ones, by name.
+    tensors: BTreeMap<String, Tensor>,
+}
+
 /// Takes the needed tensors out of a single file.
-fn read_single(shard: &Shard) -> Result<(BTreeMap<String, Tensor>, usize)> {
-    let names = || shard.table().keys().map(String::as_str);
-    refuse_quantised(names(), shard.path())?;
-    if names().next().is_none() && !shard.nested().is_empty() {
-        return Err(names::missing(names(), names::TOKEN_EMBEDDING, shard.path(), shard.nested()));
+fn read_single(shard: &Shard, config: &ConfigFile) -> Result<Found> {
+    let all = || shard.table().keys().map(String::as_str);
+    refuse_quantised(all(), shard.path())?;
+    let names = names::choose(config.profile, all());
+    let missing =
+        |name: &str| names::missing(all(), name, config.profile, names, shard.path(), shard.nested());
+    if all().next().is_none() && !shard.nested().is_empty() {
+        return Err(missing(&names.token_embedding()));
     }
-    let layers = names::count_layers(names(), shard.path())?;
+    let layers = names::count_layers(all(), names, config, shard.path())?;
     let mut tensors = BTreeMap::new();
-    for (name, _) in names::needed(layers) {
+    for (name, _) in names.needed(layers) {
         if !shard.table().contains_key(&name) {
-            return Err(names::missing(names(), &name, shard.path(), shard.nested()));
+            return Err(missing(&name));
         }
         tensors.insert(name.clone(), shard.tensor(&name)?);
     }
-    Ok((tensors, layers))
+    Ok(Found { names, layers, tensors })
 }
 
 /// Opens the shards that hold needed tensors, and takes those out of them.
@@ -290,14 +313,17 @@ fn read_sharded(
     format: Format,
     index: &Path,
     files: &BTreeMap<String, String>,
-) -> Result<(Vec<Shard>, BTreeMap<String, Tensor>, usize)> {
-    let names = || files.keys().map(String::as_str);
-    refuse_quantised(names(), index)?;
-    let layers = names::count_layers(names(), index)?;
-    let needed = names::needed(layers);
+    config: &ConfigFile,
+) -> Result<(Vec<Shard>, Found)> {
+    let all = || files.keys().map(String::as_str);
+    refuse_quantised(all(), index)?;
+    let names = names::choose(config.profile, all());
+    let layers = names::count_layers(all(), names, config, index)?;
+    let needed = names.needed(layers);
     let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, _) in &needed {
-        let file = files.get(name).ok_or_else(|| names::missing(names(), name, index, &[]))?;
+        let file =
+            files.get(name).ok_or_else(|| names::missing(all(), name, config.profile, names, index, &[]))?;
         by_file.entry(file).or_default().push(name);
     }
 
@@ -328,7 +354,7 @@ fn read_sharded(
         }
         shards.push(shard);
     }
-    Ok((shards, tensors, layers))
+    Ok((shards, Found { names, layers, tensors }))
 }
 
 /// Refuses a table with tensors of a quantisation method in it.

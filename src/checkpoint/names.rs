@@ -1,28 +1,15 @@
 //! The tensors that encoding needs, by name, and the sizes that their shapes say.
 //!
-//! Every shape is written once, in letters ([`TOWER`], [`LAYER`], [`REST`]). Each letter has one tensor that
-//! defines it; every other tensor with that letter in its shape has to agree, and `config.json` too.
-//!
-//! # Source
-//! `build_mlp.py` and `modeling_internlm_xcomposer2.py` of the checkpoint's repository.
+//! Every shape is written once, in letters ([`TOWER`], [`LAYER`], [`TensorNames::rest`]). Each letter has one tensor that
+//! defines it; every other tensor with that letter in its shape has to agree, and `config.json` too. What tensors are
+//! called is the profile's to say, in front of the names that CLIP has for its own.
 
 use std::path::Path;
 
 use super::index::ConfigFile;
 use super::printable;
-use crate::config::{HEAD_SIZE, ModelConfig, ModelSizes};
+use crate::config::{HEAD_SIZE, ModelConfig, ModelSizes, Profile, Size, TensorNames, XCOMPOSER2};
 use crate::error::{Error, Result};
-
-/// Where the tower's tensors live.
-const TOWER_PREFIX: &str = "vit.vision_tower.vision_model.";
-/// Where its blocks live, followed by their number.
-const LAYERS_PREFIX: &str = "vit.vision_tower.vision_model.encoder.layers.";
-/// Where the projector's tensors live.
-pub(crate) const PROJECTOR_PREFIX: &str = "vision_proj.";
-/// Where the token embedding table lives.
-pub(crate) const EMBEDDING_PREFIX: &str = "model.tok_embeddings.";
-/// The table itself.
-pub(crate) const TOKEN_EMBEDDING: &str = "model.tok_embeddings.weight";
 
 /// A letter in a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,16 +49,16 @@ impl Dim {
     }
 
     /// The tensor that defines it, and the axis.
-    fn definition(self) -> (String, usize) {
+    fn definition(self, names: &TensorNames) -> (String, usize) {
         match self {
-            C => (format!("{TOWER_PREFIX}{PATCH_EMBEDDING}"), 0),
-            Rgb => (format!("{TOWER_PREFIX}{PATCH_EMBEDDING}"), 1),
-            Patch => (format!("{TOWER_PREFIX}{PATCH_EMBEDDING}"), 2),
-            T => (format!("{TOWER_PREFIX}{POSITION_EMBEDDING}"), 0),
-            F => (format!("{LAYERS_PREFIX}0.mlp.fc1.weight"), 0),
-            Projector => (format!("{PROJECTOR_PREFIX}0.weight"), 0),
-            H => (format!("{PROJECTOR_PREFIX}2.weight"), 0),
-            Vocab => (TOKEN_EMBEDDING.into(), 0),
+            C => (names.of_tower(PATCH_EMBEDDING), 0),
+            Rgb => (names.of_tower(PATCH_EMBEDDING), 1),
+            Patch => (names.of_tower(PATCH_EMBEDDING), 2),
+            T => (names.of_tower(POSITION_EMBEDDING), 0),
+            F => (names.of_layer(0, "mlp.fc1.weight"), 0),
+            Projector => (format!("{}.weight", names.hidden_layer()), 0),
+            H => (format!("{}.weight", names.out_layer()), 0),
+            Vocab => (names.token_embedding(), 0),
         }
     }
 }
@@ -80,7 +67,10 @@ pub(crate) const CLASS_EMBEDDING: &str = "embeddings.class_embedding";
 pub(crate) const PATCH_EMBEDDING: &str = "embeddings.patch_embedding.weight";
 pub(crate) const POSITION_EMBEDDING: &str = "embeddings.position_embedding.weight";
 
-/// Outside the blocks, after [`TOWER_PREFIX`].
+/// Where its blocks are, in the tower, followed by their number.
+const LAYERS: &str = "encoder.layers.";
+
+/// Outside the blocks.
 const TOWER: [(&str, &[Dim]); 5] = [
     (CLASS_EMBEDDING, &[C]),
     (PATCH_EMBEDDING, &[C, Rgb, Patch, Patch]),
@@ -109,40 +99,70 @@ const LAYER: [(&str, &[Dim]); 16] = [
     ("mlp.fc2.bias", &[C]),
 ];
 
-/// The projector and the table, by their whole names.
-const REST: [(&str, &[Dim]); 5] = [
-    ("vision_proj.0.weight", &[Projector, C]),
-    ("vision_proj.0.bias", &[Projector]),
-    ("vision_proj.2.weight", &[H, Projector]),
-    ("vision_proj.2.bias", &[H]),
-    (TOKEN_EMBEDDING, &[Vocab, H]),
-];
-
-/// Name of a tensor of the tower outside its blocks.
-pub(crate) fn tower(part: &str) -> String {
-    format!("{TOWER_PREFIX}{part}")
-}
-
-/// Name of a tensor of block `i`.
-pub(crate) fn layer(i: usize, part: &str) -> String {
-    format!("{LAYERS_PREFIX}{i}.{part}")
-}
-
-/// Every needed tensor of a tower of `layers` blocks, with the letters of its shape.
-pub(crate) fn needed(layers: usize) -> Vec<(String, &'static [Dim])> {
-    let mut all: Vec<_> = TOWER.iter().map(|(part, shape)| (tower(part), *shape)).collect();
-    for i in 0..layers {
-        all.extend(LAYER.iter().map(|(part, shape)| (layer(i, part), *shape)));
+impl TensorNames {
+    /// Name of a tensor of the tower outside its blocks.
+    pub(crate) fn of_tower(&self, part: &str) -> String {
+        format!("{}{part}", self.tower)
     }
-    all.extend(REST.iter().map(|(name, shape)| ((*name).to_owned(), *shape)));
-    all
+
+    /// Name of a tensor of block `i`.
+    pub(crate) fn of_layer(&self, i: usize, part: &str) -> String {
+        format!("{}{LAYERS}{i}.{part}", self.tower)
+    }
+
+    /// Name of the projector's first layer, without `weight` and `bias`.
+    pub(crate) fn hidden_layer(&self) -> String {
+        format!("{}{}", self.projector, self.projector_hidden)
+    }
+
+    /// Name of the projector's second layer.
+    pub(crate) fn out_layer(&self) -> String {
+        format!("{}{}", self.projector, self.projector_out)
+    }
+
+    /// Name of the token embedding table.
+    pub(crate) fn token_embedding(&self) -> String {
+        format!("{}weight", self.embedding)
+    }
+
+    /// The projector and the table.
+    fn rest(&self) -> [(String, &'static [Dim]); 5] {
+        let (hidden, out) = (self.hidden_layer(), self.out_layer());
+        [
+            (format!("{hidden}.weight"), &[Projector, C]),
+            (format!("{hidden}.bias"), &[Projector]),
+            (format!("{out}.weight"), &[H, Projector]),
+            (format!("{out}.bias"), &[H]),
+            (self.token_embedding(), &[Vocab, H]),
+        ]
+    }
+
+    /// Every needed tensor of a tower of `layers` blocks, with the letters of its shape.
+    pub(crate) fn needed(&self, layers: usize) -> Vec<(String, &'static [Dim])> {
+        let mut all: Vec<_> = TOWER.iter().map(|(part, shape)| (self.of_tower(part), *shape)).collect();
+        for i in 0..layers {
+            all.extend(LAYER.iter().map(|(part, shape)| (self.of_layer(i, part), *shape)));
+        }
+        all.extend(self.rest());
+        all
+    }
+
+    /// Whether a name is one of the tensors that fine-tunes saved by other tools hold beside the needed ones,
+    /// and that never change the result.
+    pub(crate) fn is_optional(&self, name: &str) -> bool {
+        let unused_norm =
+            name.strip_prefix(self.tower).is_some_and(|part| part.starts_with("post_layernorm."));
+        unused_norm || name.ends_with(".embeddings.position_ids") || name.ends_with(".rotary_emb.inv_freq")
+    }
 }
 
-/// Whether a name is one of the tensors that fine-tunes saved by other tools hold beside the needed ones,
-/// and that never change the result.
-pub(crate) fn is_optional(name: &str) -> bool {
-    let unused_norm = name.strip_prefix(TOWER_PREFIX).is_some_and(|part| part.starts_with("post_layernorm."));
-    unused_norm || name.ends_with(".embeddings.position_ids") || name.ends_with(".rotary_emb.inv_freq")
+/// What a file's tensors are called, of what its profile knows: the names under which it has a tower, else the first.
+pub(crate) fn choose<'a>(
+    profile: &'static Profile,
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> &'static TensorNames {
+    let is_there = |known: &&TensorNames| names.clone().any(|name| name == known.of_tower(PATCH_EMBEDDING));
+    profile.names.iter().find(is_there).unwrap_or(&profile.names[0])
 }
 
 /// The quantisation method that a tensor of this name belongs to, if any.
@@ -161,46 +181,81 @@ pub(crate) fn quantised_by(name: &str) -> Option<&'static str> {
     }
 }
 
-/// A number of layers, counted from names: blocks have to be there from 0 on without a gap.
+/// A number of layers that features come through: blocks are counted from names, and have to be there from 0 on without
+/// a gap; where `config.json` has their number, it decides, and those that the profile leaves unused may be absent.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] naming the block that is missing, or a name below the tower or the projector that
+/// [`Error::Checkpoint`] naming the block that is missing or too many, or a name below the tower or the projector that
 /// is neither needed nor known to be harmless: such a tensor changes the result, and ignoring it would be
 /// wrong in silence.
-pub(crate) fn count_layers<'a>(names: impl Iterator<Item = &'a str> + Clone, source: &Path) -> Result<usize> {
+pub(crate) fn count_layers<'a>(
+    all: impl Iterator<Item = &'a str> + Clone,
+    names: &TensorNames,
+    config: &ConfigFile,
+    source: &Path,
+) -> Result<usize> {
     let refuse = |problem: String, remedy: &str| Error::checkpoint(source, problem, remedy);
+    let profile = config.profile;
+    let rest = names.rest();
     let mut seen = std::collections::BTreeSet::new();
-    for name in names.clone().filter(|name| !is_optional(name)) {
-        let known = if let Some(rest) = name.strip_prefix(LAYERS_PREFIX) {
-            match rest.split_once('.').and_then(|(i, part)| Some((parse_number(i)?, part))) {
-                Some((i, part)) if LAYER.iter().any(|known| known.0 == part) => {
-                    seen.insert(i);
-                    true
-                }
-                _ => false,
+    for name in all.clone().filter(|name| !names.is_optional(name)) {
+        let known = if let Some(part) = name.strip_prefix(names.tower) {
+            match part.strip_prefix(LAYERS) {
+                Some(part) => match part.split_once('.').and_then(|(i, part)| Some((parse_number(i)?, part)))
+                {
+                    Some((i, part)) if LAYER.iter().any(|known| known.0 == part) => {
+                        seen.insert(i);
+                        true
+                    }
+                    _ => false,
+                },
+                None => TOWER.iter().any(|known| known.0 == part),
             }
-        } else if let Some(part) = name.strip_prefix(TOWER_PREFIX) {
-            TOWER.iter().any(|known| known.0 == part)
-        } else if name.starts_with(PROJECTOR_PREFIX) {
-            REST.iter().any(|known| known.0 == name)
+        } else if name.starts_with(names.projector) {
+            rest.iter().any(|known| known.0 == name)
         } else {
             true
         };
         if !known {
             let problem = format!(
-                "tensor `{}` is no part of the InternLM-XComposer2-VL tower or projector",
-                printable(name)
+                "tensor `{}` is no part of the {} tower or projector",
+                printable(name),
+                profile.title
             );
             return Err(refuse(problem, "Use the checkpoint itself; merge adapters into its weights first"));
         }
     }
-    match seen.iter().enumerate().find(|&(expected, &i)| i != expected) {
-        None if !seen.is_empty() => Ok(seen.len()),
-        Some((expected, &i)) => {
-            let problem = format!("the tower's block {expected} is missing, while block {i} is there");
-            Err(refuse(problem, "Complete the download"))
+    if seen.is_empty() {
+        return Err(missing(all, &names.of_layer(0, LAYER[0].0), profile, names, source, &[]));
+    }
+    if let Some((expected, &i)) = seen.iter().enumerate().find(|&(expected, &i)| i != expected) {
+        let problem = format!("the tower's block {expected} is missing, while block {i} is there");
+        return Err(refuse(problem, "Complete the download"));
+    }
+    if profile.unused_blocks == 0 {
+        return Ok(seen.len());
+    }
+    let (key, found) = (config.key(Size::Blocks), seen.len());
+    let Some(blocks) = config.size(Size::Blocks) else {
+        let problem = format!("`{key}` is not there, without which nothing says where features come from");
+        return Err(Error::checkpoint(
+            &config.path,
+            problem,
+            "Use the config.json that belongs to these weights",
+        ));
+    };
+    match blocks.checked_sub(profile.unused_blocks).filter(|&layers| layers > 0) {
+        Some(layers) if (layers..=blocks).contains(&found) => Ok(layers),
+        Some(_) => {
+            let problem =
+                format!("the tower has {found} blocks, where `{key}` of its config.json is {blocks}");
+            Err(refuse(problem, "Use weights and a config.json that belong together, complete"))
         }
-        None => Err(missing(names, &layer(0, LAYER[0].0), source, &[])),
+        None => {
+            let problem =
+                format!("`{key}` is {blocks}, and {} of them would be left unused", profile.unused_blocks);
+            Err(Error::checkpoint(&config.path, problem, "Use a checkpoint with a larger tower"))
+        }
     }
 }
 
@@ -212,31 +267,33 @@ fn parse_number(text: &str) -> Option<usize> {
 
 /// The error for a needed tensor that is not there, with a guess at the reason.
 pub(crate) fn missing<'a>(
-    names: impl Iterator<Item = &'a str> + Clone,
+    all: impl Iterator<Item = &'a str> + Clone,
     needed: &str,
+    profile: &Profile,
+    names: &TensorNames,
     source: &Path,
     nested: &[String],
 ) -> Error {
     // A file saved by another tool has the tensors under other prefixes.
-    let tail = needed.strip_prefix(TOWER_PREFIX).unwrap_or(needed);
-    let similar = names.clone().find(|name| *name != needed && name.ends_with(tail));
+    let tail = needed.strip_prefix(names.tower).unwrap_or(needed);
+    let similar = all.clone().find(|name| *name != needed && name.ends_with(tail));
     let (problem, remedy) = if let Some(similar) = similar {
         (
             format!("tensor `{needed}` is missing, but there is `{}`", printable(similar)),
             "Rename the tensors to the names of the original checkpoint".to_owned(),
         )
-    } else if let (Some(key), None) = (nested.first(), names.clone().next()) {
+    } else if let (Some(key), None) = (nested.first(), all.clone().next()) {
         (
             format!("its tensors are nested under `{key}`: it is a training checkpoint"),
             format!("Save the dictionary under `{key}` as the checkpoint"),
         )
     } else {
-        let total = names.clone().count();
-        let some = names.take(3).map(|name| format!("`{}`", printable(name))).collect::<Vec<_>>().join(", ");
+        let total = all.clone().count();
+        let some = all.take(3).map(|name| format!("`{}`", printable(name))).collect::<Vec<_>>().join(", ");
         let some = if some.is_empty() { some } else { format!(", such as {some}") };
         (
             format!("tensor `{needed}` is missing; there are {total} others{some}"),
-            "Use a checkpoint of InternLM-XComposer2-VL, with all its files".to_owned(),
+            format!("Use a checkpoint of {}, with all its files", profile.title),
         )
     };
     Error::checkpoint(source, problem, remedy)
@@ -250,6 +307,7 @@ pub(crate) fn missing<'a>(
 /// [`Error::Checkpoint`] naming both sides of a disagreement.
 pub(crate) fn read_sizes<'a>(
     layers: usize,
+    names: &TensorNames,
     config: &ConfigFile,
     shape_of: impl Fn(&str) -> Option<(&'a [usize], &'a Path)>,
 ) -> Result<ModelConfig> {
@@ -257,27 +315,27 @@ pub(crate) fn read_sizes<'a>(
         if dim == Rgb {
             return Ok(3);
         }
-        let (name, axis) = dim.definition();
+        let (name, axis) = dim.definition(names);
         let (shape, file) = shape_of(&name).ok_or_else(|| Error::Internal(format!("no tensor `{name}`")))?;
         match shape.get(axis) {
             Some(&size) if size > 0 => Ok(size),
             _ => Err(Error::checkpoint(
                 file,
                 format!("tensor `{name}` has shape {shape:?}, from which no {} can be read", dim.letter()),
-                "Use a checkpoint of InternLM-XComposer2-VL",
+                format!("Use a checkpoint of {}", config.profile.title),
             )),
         }
     };
-    for (name, letters) in needed(layers) {
+    for (name, letters) in names.needed(layers) {
         let (shape, file) = shape_of(&name).ok_or_else(|| Error::Internal(format!("no tensor `{name}`")))?;
         let expected = letters.iter().map(|&dim| value_of(dim)).collect::<Result<Vec<_>>>()?;
         if shape != expected {
-            return Err(shape_error(&name, shape, letters, &expected, file));
+            return Err(shape_error(&name, shape, letters, &expected, names, file));
         }
     }
 
     let (width, patch_size, tokens) = (value_of(C)?, value_of(Patch)?, value_of(T)?);
-    let position_embedding = tower(POSITION_EMBEDDING);
+    let position_embedding = names.of_tower(POSITION_EMBEDDING);
     let file_of = |name: &str| shape_of(name).map_or(config.path.as_path(), |(_, file)| file);
     let grid = (tokens - 1).isqrt();
     if grid == 0 || grid * grid != tokens - 1 {
@@ -288,7 +346,7 @@ pub(crate) fn read_sizes<'a>(
         ));
     }
     if !width.is_multiple_of(HEAD_SIZE) {
-        let patch_embedding = tower(PATCH_EMBEDDING);
+        let patch_embedding = names.of_tower(PATCH_EMBEDDING);
         return Err(Error::checkpoint(
             file_of(&patch_embedding),
             format!(
@@ -307,22 +365,29 @@ pub(crate) fn read_sizes<'a>(
         hidden_size: value_of(H)?,
         vocab_size: value_of(Vocab)?,
     };
-    check_config(&sizes, tokens, config)?;
-    let mut model = ModelConfig::from_sizes(sizes)?;
-    model.max_length = config.max_length;
-    model.max_position_embeddings = config.max_position_embeddings;
+    check_config(&sizes, tokens, names, config)?;
+    let mut model = ModelConfig::from_sizes(sizes)?.with_profile(config.profile);
+    model.max_length = config.size(Size::MaxLength);
+    model.max_position_embeddings = config.size(Size::MaxPositions);
     Ok(model)
 }
 
 /// The error for a shape that disagrees with the tensor that defines a letter of it.
-fn shape_error(name: &str, shape: &[usize], letters: &[Dim], expected: &[usize], file: &Path) -> Error {
+fn shape_error(
+    name: &str,
+    shape: &[usize],
+    letters: &[Dim],
+    expected: &[usize],
+    names: &TensorNames,
+    file: &Path,
+) -> Error {
     let formula = letters.iter().map(|dim| dim.letter()).collect::<Vec<_>>().join(", ");
     let mut reasons = Vec::new();
     for (axis, (&dim, &size)) in letters.iter().zip(expected).enumerate() {
-        let reason = format!("{} {size} from `{}`", dim.letter(), dim.definition().0);
+        let reason = format!("{} {size} from `{}`", dim.letter(), dim.definition(names).0);
         if dim != Rgb
             && shape.get(axis) != Some(&size)
-            && dim.definition().0 != name
+            && dim.definition(names).0 != name
             && !reasons.contains(&reason)
         {
             reasons.push(reason);
@@ -333,7 +398,10 @@ fn shape_error(name: &str, shape: &[usize], letters: &[Dim], expected: &[usize],
     let problem =
         format!("tensor `{name}` has shape {shape:?}, but [{formula}] = {expected:?} is needed{reasons}");
     // The larger models of the family merge 2×2 patches in front of the same projector.
-    let merged = name == REST[0].0 && shape.len() == 2 && shape[1] == expected[1].saturating_mul(4);
+    let merged = names.tower == XCOMPOSER2.names[0].tower
+        && name == names.rest()[0].0
+        && shape.len() == 2
+        && shape[1] == expected[1].saturating_mul(4);
     let remedy = if merged {
         "This is the projector of InternLM-XComposer2-4KHD or 2.5, which merge patches; use XComposer2-VL"
     } else {
@@ -343,27 +411,44 @@ fn shape_error(name: &str, shape: &[usize], letters: &[Dim], expected: &[usize],
 }
 
 /// Checks what `config.json` says against the shapes.
-fn check_config(sizes: &ModelSizes, tokens: usize, config: &ConfigFile) -> Result<()> {
+fn check_config(sizes: &ModelSizes, tokens: usize, names: &TensorNames, config: &ConfigFile) -> Result<()> {
     let disagree = |problem: String| {
         Err(Error::checkpoint(&config.path, problem, "Use the config.json that belongs to these weights"))
     };
-    if let Some(img_size) = config.img_size.filter(|&size| size != sizes.image_size) {
+    let other = |size: Size, is: usize| {
+        config.size(size).filter(|&said| said != is).map(|said| (config.key(size), said))
+    };
+    if let Some((key, said)) = other(Size::Image, sizes.image_size) {
         return disagree(format!(
-            "`img_size` is {img_size}, but `{}` has {tokens} rows, which with patches of {} pixels makes {} pixels",
-            tower(POSITION_EMBEDDING),
+            "`{key}` is {said}, but `{}` has {tokens} rows, which with patches of {} pixels makes {} pixels",
+            names.of_tower(POSITION_EMBEDDING),
             sizes.patch_size,
             sizes.image_size,
         ));
     }
-    if let Some(hidden_size) = config.hidden_size.filter(|&size| size != sizes.hidden_size) {
+    for (size, is, dim, what) in [
+        (Size::Patch, sizes.patch_size, Patch, "pixels to a side"),
+        (Size::Width, sizes.width, C, "outputs"),
+        (Size::Mlp, sizes.mlp_width, F, "outputs"),
+        (Size::Hidden, sizes.hidden_size, H, "outputs"),
+    ] {
+        if let Some((key, said)) = other(size, is) {
+            return disagree(format!("`{key}` is {said}, but `{}` has {is} {what}", dim.definition(names).0));
+        }
+    }
+    let heads = sizes.width / HEAD_SIZE;
+    if let Some((key, said)) = other(Size::Heads, heads) {
+        let width = sizes.width;
         return disagree(format!(
-            "`hidden_size` is {hidden_size}, but `{}` has {} outputs",
-            REST[2].0, sizes.hidden_size
+            "`{key}` is {said}, but a tower {width} channels wide has {heads} heads of {HEAD_SIZE} channels"
         ));
     }
-    if let Some(vocab_size) = config.vocab_size.filter(|&size| size > sizes.vocab_size) {
+    let vocab_size = config.size(Size::Vocab).filter(|&said| said > sizes.vocab_size);
+    if let Some(said) = vocab_size {
         return disagree(format!(
-            "`vocab_size` is {vocab_size}, but `{TOKEN_EMBEDDING}` has only {} rows",
+            "`{}` is {said}, but `{}` has only {} rows",
+            config.key(Size::Vocab),
+            names.token_embedding(),
             sizes.vocab_size
         ));
     }

@@ -260,7 +260,7 @@ pub struct PromptArgs {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
 
-    /// The query, with one <ImageHere> marker per image
+    /// The query, with one <ImageHere> marker per image, or <image> where the model is a LLaVA
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     #[arg(required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
     pub prompt: Option<String>,
@@ -436,7 +436,8 @@ pub struct BenchArgs {
 /// `imagehere synth`
 #[derive(Debug, clap::Args)]
 pub struct SynthArgs {
-    /// tiny: encodes in milliseconds; vl-7b-vision: the real tower, projector and vocabulary, 1.4 GB
+    /// tiny: encodes in milliseconds; vl-7b-vision: the real tower, projector and vocabulary, 1.4 GB; llava-tiny: tiny as
+    /// a LLaVA-1.5
     #[arg(value_name = "PRESET", value_parser = preset)]
     pub preset: Preset,
 
@@ -551,7 +552,10 @@ fn resample(text: &str) -> Result<Resample, String> {
 }
 
 fn preset(text: &str) -> Result<Preset, String> {
-    pick(text, &[("tiny", Preset::Tiny), ("vl-7b-vision", Preset::Vl7bVision)])
+    pick(
+        text,
+        &[("tiny", Preset::Tiny), ("vl-7b-vision", Preset::Vl7bVision), ("llava-tiny", Preset::LlavaTiny)],
+    )
 }
 
 fn format(text: &str) -> Result<Format, String> {

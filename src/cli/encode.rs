@@ -71,7 +71,7 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.prompt.model)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = planner.plan(&request)?;
-    args.format.check_plan(&request, &plan, args.image_token)?;
+    args.format.check_plan(&request, &plan, planner.config().profile, args.image_token)?;
     let mut open = opening.elapsed();
 
     let images = inputs::sources(&args.images.image, &rules.0)?;
@@ -88,8 +88,8 @@ pub fn encode(args: &EncodeArgs) -> Result<Outcome> {
     };
     let of_images = report.warnings.clone();
     let done = Done { request, plan, encoder, names, report, open, placed: 0 };
-    let side = done.encoder.config().image_size;
-    done.write(args, &sequence, &[], &of_images, out, || picture::squares(args, &images, side, &rules))
+    let frame = done.encoder.config().frame();
+    done.write(args, &sequence, &[], &of_images, out, || picture::squares(args, &images, frame, &rules))
 }
 
 /// As [`encode`], from features that are there: nothing is decoded, no weight of the tower is read.
@@ -106,7 +106,7 @@ fn place(args: &EncodeArgs) -> Result<Outcome> {
     kept.check(&checkpoint, &rules.0, rules.1)?;
     let planner = Planner::new(Tokenizer::from_dir(&args.prompt.model)?, checkpoint.config().clone())?;
     let plan = planner.plan(&request)?;
-    args.format.check_plan(&request, &plan, args.image_token)?;
+    args.format.check_plan(&request, &plan, planner.config().profile, args.image_token)?;
     let encoder = Encoder::load_without_tower(&checkpoint, planner, options(&args.running, rules, None));
     let open = opening.elapsed();
 
@@ -167,7 +167,8 @@ impl Done {
             hidden: sequence.hidden(),
             metadata: metadata(&args.prompt, args, &warnings, encoder.fingerprint()),
         };
-        let (pending, bytes) = args.format.stage(&out, &request, &record, args.image_token)?;
+        let (pending, bytes) =
+            args.format.stage(&out, &request, &record, encoder.config().profile, args.image_token)?;
         pending.commit()?;
         let write = writing.elapsed();
         let picture = picture::commit(drawn, &out)?;

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf, absolute};
 use std::time::{Duration, Instant};
 
-use imagehere::image::{DecodeOptions, ImageSource, Resample, RgbImage, prepare_all};
+use imagehere::image::{DecodeOptions, Frame, ImageSource, Resample, RgbImage, prepare_all};
 use imagehere::output::AtomicFile;
 use imagehere::picture::{self, Map, PictureRecord};
 use imagehere::{Error, Result};
@@ -39,10 +39,10 @@ pub fn check(args: &EncodeArgs, sequence: &Path) -> Result<()> {
 pub fn squares(
     args: &EncodeArgs,
     images: &[ImageSource<'_>],
-    side: usize,
+    frame: Frame,
     (decode, resample): &(DecodeOptions, Resample),
 ) -> Result<Vec<RgbImage>> {
-    let prepare = || prepare_all(images, side as u32, *resample, decode);
+    let prepare = || prepare_all(images, frame, *resample, decode);
     let prepared = in_threads(args.running.threads, prepare)??;
     Ok(prepared.into_iter().map(|image| image.pixels).collect())
 }

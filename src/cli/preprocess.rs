@@ -20,13 +20,14 @@ pub fn run(args: &PreprocessArgs) -> Result<String> {
     if args.images.image.is_empty() {
         return Err(argument("there is no image", "Give one or more with `--image`"));
     }
-    let side = match (&args.model, args.size) {
-        (Some(dir), _) => Checkpoint::open(dir)?.config().image_size as u32,
-        (None, Some(side)) => side,
+    let frame = match (&args.model, args.size) {
+        (Some(dir), _) => Checkpoint::open(dir)?.config().frame(),
+        (None, Some(side)) => side.into(),
         (None, None) => return Err(argument("there is no size", "Give `--model DIR` or `--size N`")),
     };
     let sources = inputs::sources(&args.images.image, &decode)?;
-    let prepared = prepare_all(&sources, side, resample, &decode)?;
+    let prepared = prepare_all(&sources, frame, resample, &decode)?;
+    let side = frame.side;
 
     // Every file is written before the first gets its name: all or, as far as a directory allows, nothing.
     let made = !args.out.exists();

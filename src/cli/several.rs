@@ -110,7 +110,13 @@ pub fn run(args: &EncodeArgs, file: &Path, dir: &Path) -> Result<String> {
             hidden,
             metadata: encode::metadata(&prompt, args, &warnings[s], encoder.fingerprint()),
         };
-        let (written, bytes) = args.format.stage(&targets[s], &prompts[s], &record, args.image_token)?;
+        let (written, bytes) = args.format.stage(
+            &targets[s],
+            &prompts[s],
+            &record,
+            encoder.config().profile,
+            args.image_token,
+        )?;
         pending.push((targets[s].clone(), written, bytes));
     }
     let files = name_all(pending)?;
@@ -181,7 +187,7 @@ fn plan(
     inputs::assemble(&prompt, &args.images, entry.prompt.clone(), entry.history.clone(), names)
         .and_then(|request| {
             let plan = planner.plan(&request)?;
-            args.format.check_plan(&request, &plan, args.image_token)?;
+            args.format.check_plan(&request, &plan, planner.config().profile, args.image_token)?;
             Ok((request, plan))
         })
         .map_err(|error| within(&sequence.label, error))

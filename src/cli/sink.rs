@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::ValueEnum;
+use imagehere::config::Profile;
 use imagehere::output::safetensors::SequenceRecord;
 use imagehere::output::vllm::{self, ChatBody};
 use imagehere::output::{AtomicFile, Rows, StagedDir, lmdeploy, npy, safetensors, sglang, stage, torch_save};
@@ -98,10 +99,16 @@ impl Sink {
     }
 
     /// Checks that the format has a place for all that makes this sequence what it is.
-    pub fn check_plan(self, request: &Request, plan: &SequencePlan, image_token: Option<u32>) -> Result<()> {
+    pub fn check_plan(
+        self,
+        request: &Request,
+        plan: &SequencePlan,
+        profile: &Profile,
+        image_token: Option<u32>,
+    ) -> Result<()> {
         match self {
             Self::VllmImageEmbeds => {
-                request.turns().map_err(|error| self.unfit(error))?;
+                request.turns(profile).map_err(|error| self.unfit(error))?;
                 match plan.warnings.iter().any(|warning| warning.kind == WarningKind::Truncated) {
                     false => Ok(()),
                     true => Err(self.unfit(argument(
@@ -123,6 +130,7 @@ impl Sink {
         out: &Path,
         request: &Request,
         record: &SequenceRecord<'_>,
+        profile: &Profile,
         image_token: Option<u32>,
     ) -> Result<(Pending, u64)> {
         let saved = |value: torch_save::Value<'_>| stage(out, |out| torch_save::write(out, &value).map(drop));
@@ -134,7 +142,7 @@ impl Sink {
                 return Ok((Pending::Folder(folder), bytes));
             }
             Self::VllmImageEmbeds => {
-                let (turns, images) = (request.turns()?, rows.of_slots(record.plan)?);
+                let (turns, images) = (request.turns(profile)?, rows.of_slots(record.plan)?);
                 let body = ChatBody::new(&turns, &images)?;
                 stage(out, |out| body.write(out))?
             }

@@ -4,13 +4,13 @@ use half::f16;
 use serde_json::{Value, json};
 
 use super::Layout;
-use crate::checkpoint::{Checkpoint, Tensor, names};
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
 
 /// The file that makes a directory a checkpoint.
 pub(super) const CONFIG: &str = "config.json";
-/// What upstream's module has in front of the name `CLIPVisionModel` gives a tensor.
-const CLIP_PREFIX: &str = "vit.vision_tower.";
+/// In front of the tower's tensors where `CLIPVisionModel` saves them.
+const CLIP_PREFIX: &str = "vision_model.";
 /// The norm that `CLIPVisionModel` has and upstream's checkpoint has not.
 const POST_NORM: &str = "post_layernorm";
 /// Epsilon of the tower's norms, as JSON has it: in f64, that of the model would have more digits.
@@ -62,15 +62,26 @@ pub(super) fn files(checkpoint: &Checkpoint, layout: Layout) -> Result<Vec<Weigh
         let parts = needed.iter().map(|tensor| stored(tensor, tensor.name())).collect();
         return Ok(vec![WeightsFile { name: "model.safetensors", parts }]);
     }
-    let below = |prefix: &str| -> Vec<Part> {
-        needed.iter().filter_map(|tensor| Some(stored(tensor, tensor.name().strip_prefix(prefix)?))).collect()
+    let names = checkpoint.names();
+    let below = |prefix: &str, new: &dyn Fn(&str) -> String| -> Vec<Part> {
+        let renamed = |tensor: &&Tensor| {
+            let part = tensor.name().strip_prefix(prefix)?;
+            Some(stored(tensor, &new(part)))
+        };
+        needed.iter().filter_map(renamed).collect()
     };
-    let mut tower = below(CLIP_PREFIX);
+    let mut tower = below(names.tower, &|part| format!("{CLIP_PREFIX}{part}"));
     tower.extend(post_norm(checkpoint)?);
+    // A `Sequential` calls its layers 0 and 2.
+    let layers = [(names.projector_hidden, "0"), (names.projector_out, "2")];
+    let of_sequential = |part: &str| {
+        let renamed = layers.iter().find_map(|(old, new)| Some(format!("{new}{}", part.strip_prefix(old)?)));
+        renamed.unwrap_or_else(|| part.to_owned())
+    };
     let files = vec![
         WeightsFile { name: "model.safetensors", parts: tower },
-        WeightsFile { name: "projector.safetensors", parts: below(names::PROJECTOR_PREFIX) },
-        WeightsFile { name: "token_embedding.safetensors", parts: below(names::EMBEDDING_PREFIX) },
+        WeightsFile { name: "projector.safetensors", parts: below(names.projector, &of_sequential) },
+        WeightsFile { name: "token_embedding.safetensors", parts: below(names.embedding, &str::to_owned) },
     ];
     let (placed, count) = (files.iter().map(|file| file.parts.len()).sum::<usize>(), needed.len() + 2);
     if placed != count {
@@ -83,7 +94,7 @@ pub(super) fn files(checkpoint: &Checkpoint, layout: Layout) -> Result<Vec<Weigh
 fn post_norm(checkpoint: &Checkpoint) -> Result<Vec<Part>> {
     let width = checkpoint.config().width;
     let part = |(end, value): (&str, f16)| {
-        let name = names::tower(&format!("{POST_NORM}.{end}"));
+        let name = checkpoint.names().of_tower(&format!("{POST_NORM}.{end}"));
         let source = match checkpoint.optional(&name)? {
             Some(tensor) if tensor.shape() != [width] => {
                 return Err(Error::checkpoint(
@@ -95,7 +106,7 @@ fn post_norm(checkpoint: &Checkpoint) -> Result<Vec<Part>> {
             Some(tensor) => Source::Stored(tensor),
             None => Source::Constant(value, width),
         };
-        let name = name.strip_prefix(CLIP_PREFIX).unwrap_or(&name).to_owned();
+        let name = format!("{CLIP_PREFIX}{POST_NORM}.{end}");
         Ok(Part { name, source })
     };
     [("weight", f16::ONE), ("bias", f16::ZERO)].into_iter().map(part).collect()

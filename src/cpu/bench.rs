@@ -31,6 +31,7 @@ pub fn full() -> ModelConfig {
         vocab_size: 92544,
         max_length: Some(4096),
         max_position_embeddings: Some(32768),
+        profile: &crate::config::XCOMPOSER2,
     }
 }
 

@@ -25,7 +25,7 @@ use crate::backend::{
     Backend, Job, Observer, Op, Pictures, ProgressFn, Stage, TimingFn, TokenEmbeddings, TraceFn, Work,
 };
 use crate::checkpoint::weights::{LinearWeights, NormWeights, VisionWeights};
-use crate::config::{HEAD_SIZE, ModelConfig};
+use crate::config::{Frame, HEAD_SIZE, ModelConfig};
 use crate::error::{Error, Result};
 use crate::image::{RgbImage, RgbView, prepare_range, share_wall};
 use crate::sequence::{Place, RowsMut};
@@ -273,7 +273,7 @@ impl Backend for CpuBackend {
         let groups = groups(&self.config, &targets);
         let all = pictures.sources.len();
         let lead = groups.first().and_then(|group| group.last()).map_or(all, |last| last + 1);
-        let prepare = |range| prepare(&pictures, range, self.config.image_size as u32);
+        let prepare = |range| prepare(&pictures, range, self.config.frame());
         self.install(|| {
             let (pixels, mut work) = prepare(0..lead)?;
             let start = Instant::now();
@@ -303,11 +303,11 @@ impl Backend for CpuBackend {
 }
 
 /// Decodes and resizes images of a call in parallel, each once, keeping only the resized pixels.
-fn prepare(pictures: &Pictures<'_>, range: Range<usize>, side: u32) -> Result<(Vec<RgbImage>, Work)> {
+fn prepare(pictures: &Pictures<'_>, range: Range<usize>, frame: Frame) -> Result<(Vec<RgbImage>, Work)> {
     let start = Instant::now();
     let mut work = Work::default();
     let mut pixels = Vec::with_capacity(range.len());
-    for image in prepare_range(pictures.sources, range, side, pictures.resample, pictures.decode)? {
+    for image in prepare_range(pictures.sources, range, frame, pictures.resample, pictures.decode)? {
         pixels.push(image.pixels);
         work.warnings.extend(image.warnings);
         work.decode += image.decode_time;

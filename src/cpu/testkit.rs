@@ -119,6 +119,7 @@ impl Model {
             vocab_size: 300,
             max_length: None,
             max_position_embeddings: None,
+            profile: &crate::config::XCOMPOSER2,
         };
         let mut random = Random::new(1000 + seed);
         let mut linear = |n: usize, k: usize, gain: f64| LinearWeights {

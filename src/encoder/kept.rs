@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What the backend is given are pixels of the tower's size, which its own resize leaves as they are; it never hears of
-//! files. Features go through host memory here, some images at a time, and are then placed as kept ones are.
+//! files. So it is, too, where a profile's images are not stretched: that is made here, and every backend can take it. Features go through host memory here, some images at a time, and are then placed as kept ones are.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -20,7 +20,7 @@ use super::{EncodeReport, Encoder};
 use crate::backend::{Job, Observer, ProgressFn};
 use crate::error::{Error, Result};
 use crate::features::{FeatureSet, Features, ImageNote, Key, Preprocessing, pixel_digest};
-use crate::image::{ImageSource, RgbImage, prepare, share_wall};
+use crate::image::{Fit, ImageSource, RgbImage, prepare, share_wall};
 use crate::packing::{Block, Content, PackedPlan};
 use crate::sequence::{RowsMut, SequenceBuffer};
 use crate::warning::{Warning, WarningKind};
@@ -106,6 +106,24 @@ impl Encoder {
         }
     }
 
+    /// Gives `run` the images as a backend takes them: as they come, or, where the profile does not stretch them, which is
+    /// all that backends do, as squares of the tower's size. Returns what it did, and what was done here before.
+    pub(super) fn framed<T>(
+        &self,
+        images: &[ImageSource<'_>],
+        run: impl FnOnce(&[ImageSource<'_>]) -> Result<T>,
+    ) -> Result<(T, EncodeReport)> {
+        match self.config().profile.fit {
+            Fit::Stretch => Ok((run(images)?, EncodeReport::default())),
+            Fit::CentreCrop => {
+                let (squares, report) = self.look_at(images)?;
+                let sources: Vec<ImageSource<'_>> =
+                    squares.iter().map(|square| (&square.pixels).into()).collect();
+                Ok((run(&sources)?, report))
+            }
+        }
+    }
+
     /// Writes all rows of a packing, some images at a time.
     fn fill_with(
         &self,
@@ -167,9 +185,9 @@ impl Encoder {
     /// Decodes and resizes images on the host and digests their pixels.
     fn look_at(&self, images: &[ImageSource<'_>]) -> Result<(Vec<Square>, EncodeReport)> {
         let start = Instant::now();
-        let side = self.config().image_size as u32;
+        let frame = self.config().frame();
         let look = |(index, source): (usize, &ImageSource<'_>)| {
-            let seen = prepare(index, source, side, self.resample, &self.decode)?;
+            let seen = prepare(index, source, frame, self.resample, &self.decode)?;
             let digest = pixel_digest(&seen.pixels.data);
             let times = (seen.decode_time, seen.resize_time);
             Ok((Square { pixels: seen.pixels, digest, warnings: seen.warnings }, times))
@@ -238,7 +256,7 @@ impl Encoder {
             let sources: Vec<ImageSource<'_>> =
                 missing.iter().map(|&i| (&squares[i].pixels).into()).collect();
             let mut observer = Observer { progress: Some(progress), ..Observer::default() };
-            let (encoded, work) = self.encode_features(&sources, &mut observer)?;
+            let (encoded, work) = self.encode_squares(&sources, &mut observer)?;
             report.images_encoded += work.images_encoded;
             if let Some(cache) = &self.cache {
                 let entries: Vec<(Key, &[f16])> =

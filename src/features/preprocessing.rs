@@ -4,15 +4,27 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::config::ModelConfig;
-use crate::image::{Alpha, DecodeOptions, Exif, JPEG_EXACT, Resample};
+use crate::image::{Alpha, DecodeOptions, Exif, Fit, JPEG_EXACT, Resample};
 
 /// The rules by which files become the square that the tower sees: two calls with the same rules make the same pixels
 /// of the same file.
 ///
-/// EXIF, alpha, resize, the JPEG decoder of this build, and the model's image and patch size in pixels. Limits are not
+/// EXIF, alpha, resize, the JPEG decoder of this build, the model's image and patch size in pixels, and, where images are
+/// not stretched to that, how they fit. Limits are not
 /// among them: they refuse an image, and change none.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Preprocessing(BTreeMap<String, String>);
+
+/// The rule of how an image becomes a square.
+const FIT: &str = "fit";
+
+/// What that rule is called.
+fn fit_name(fit: Fit) -> &'static str {
+    match fit {
+        Fit::Stretch => "stretch",
+        Fit::CentreCrop => "centre-crop",
+    }
+}
 
 /// A rule in which two preprocessings differ.
 pub(super) struct Difference {
@@ -50,7 +62,10 @@ impl Preprocessing {
             ("image_size", config.image_size.to_string()),
             ("patch_size", config.patch_size.to_string()),
         ];
-        Self(rules.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        // Files from before there was a choice do not name it.
+        let fit =
+            (config.profile.fit != Fit::default()).then(|| (FIT, fit_name(config.profile.fit).to_owned()));
+        Self(rules.into_iter().chain(fit).map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     /// Reads what [`Preprocessing::to_json`] wrote.
@@ -64,7 +79,8 @@ impl Preprocessing {
 
     /// The first rule in which they differ, also one that only one of them knows.
     pub(super) fn difference(&self, other: &Self) -> Option<Difference> {
-        let value = |of: &Self, rule: &str| of.0.get(rule).map_or("nothing", String::as_str).to_owned();
+        let absent = |rule: &str| if rule == FIT { fit_name(Fit::default()) } else { "nothing" };
+        let value = |of: &Self, rule: &str| of.0.get(rule).map_or(absent(rule), String::as_str).to_owned();
         let rules = self.0.keys().chain(other.0.keys());
         let mut differences = rules.map(|rule| Difference {
             rule: rule.clone(),

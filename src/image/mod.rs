@@ -6,6 +6,8 @@
 //! RGB8 ─┘                └ gif   bmp   tiff ┘
 //! ```
 //!
+//! How an image becomes a square is the profile's to say ([`Fit`]): by [`fit()`], of which a resize is a part.
+//!
 //! RGB8 is written where whoever wants it says (`room`): a GPU's backend has it in memory that the device copies from.
 //!
 //! The yardstick is Pillow, because the model was trained on what `Image.open(path).convert("RGB")` and
@@ -32,6 +34,7 @@ use crate::error::ImageProblem;
 mod bmp;
 pub mod decode;
 mod exif;
+mod fit;
 mod gif;
 mod jpeg;
 mod options;
@@ -45,6 +48,8 @@ mod source;
 mod tiff;
 mod webp;
 
+pub use crate::config::{Fit, Frame};
+pub use fit::fit;
 pub use jpeg::EXACT as JPEG_EXACT;
 pub use options::{Alpha, DecodeOptions, Exif, Limits};
 pub use prepare::{Prepared, prepare, prepare_all};

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::decode::{Format, decode};
-use super::resize::resize;
-use super::{DecodeOptions, ImageSource, Resample, RgbImage};
+use super::fit::fit;
+use super::{DecodeOptions, Frame, ImageSource, Resample, RgbImage};
 use crate::error::Result;
 use crate::warning::Warning;
 
@@ -32,14 +32,15 @@ pub struct Prepared {
     pub resize_time: Duration,
 }
 
-/// Decodes one image and resizes it to `side` × `side` pixels; the aspect ratio is not kept, as upstream has it.
+/// Decodes one image and makes it fit a frame: that of [`ModelConfig::frame`](crate::config::ModelConfig::frame), or a
+/// side in pixels, to which the image is stretched.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn prepare(
     index: usize,
     source: &ImageSource<'_>,
-    side: u32,
+    frame: impl Into<Frame>,
     rule: Resample,
     options: &DecodeOptions,
 ) -> Result<Prepared> {
@@ -48,7 +49,7 @@ pub fn prepare(
     let decode_time = start.elapsed();
     let start = Instant::now();
     let view = decoded.view();
-    let pixels = resize(view, side, side, rule);
+    let pixels = fit(view, frame.into(), rule);
     let resize_time = start.elapsed();
     let (width, height, format) = (view.width(), view.height(), decoded.format);
     Ok(Prepared { pixels, format, width, height, warnings: decoded.warnings, decode_time, resize_time })
@@ -61,23 +62,23 @@ pub fn prepare(
 /// As [`decode`]; where several fail, the error is the first one's in the order of `sources`.
 pub fn prepare_all(
     sources: &[ImageSource<'_>],
-    side: u32,
+    frame: impl Into<Frame>,
     rule: Resample,
     options: &DecodeOptions,
 ) -> Result<Vec<Prepared>> {
-    prepare_range(sources, 0..sources.len(), side, rule, options)
+    prepare_range(sources, 0..sources.len(), frame.into(), rule, options)
 }
 
 /// As [`prepare_all`], for some of the images of a call.
 pub(crate) fn prepare_range(
     sources: &[ImageSource<'_>],
     range: Range<usize>,
-    side: u32,
+    frame: Frame,
     rule: Resample,
     options: &DecodeOptions,
 ) -> Result<Vec<Prepared>> {
     let results: Vec<_> =
-        range.into_par_iter().map(|index| prepare(index, &sources[index], side, rule, options)).collect();
+        range.into_par_iter().map(|index| prepare(index, &sources[index], frame, rule, options)).collect();
     results.into_iter().collect()
 }
 

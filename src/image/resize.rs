@@ -29,9 +29,11 @@ use super::{Resample, RgbImage, RgbView};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod part;
 #[cfg(feature = "cuda")]
 mod passes;
 
+pub(super) use part::resize_part;
 #[cfg(feature = "cuda")]
 pub(crate) use passes::{Passes, Table};
 
@@ -130,11 +132,11 @@ impl Resample {
     }
 }
 
-/// The windows and weights of one axis.
+/// The windows and weights of one axis, or of a run of its outputs.
 #[derive(Clone, Debug)]
 struct Axis {
     n_in: u32,
-    n_out: u32,
+    n_out: u32,           // of the run
     windows: Vec<Window>, // [n_out]
     weights: Vec<i32>,    // windows' weights, one after the other
     #[cfg(target_arch = "x86_64")]
@@ -151,12 +153,17 @@ struct Window {
 
 impl Axis {
     fn new(n_in: u32, n_out: u32) -> Self {
+        Self::part(n_in, n_out, 0..n_out)
+    }
+
+    /// Of some of the `n_out` outputs alone.
+    fn part(n_in: u32, n_out: u32, outputs: std::ops::Range<u32>) -> Self {
         let scale = f64::from(n_in) / f64::from(n_out);
         let stretch = scale.max(1.0);
         let reach = 2.0 * stretch;
-        let (mut windows, mut weights) = (Vec::with_capacity(n_out as usize), Vec::new());
+        let (mut windows, mut weights) = (Vec::with_capacity(outputs.len()), Vec::new());
         let mut exact = Vec::new();
-        for i in 0..n_out {
+        for i in outputs.clone() {
             let centre = (f64::from(i) + 0.5) * scale;
             let start = ((centre - reach + 0.5) as i64).max(0);
             let end = ((centre + reach + 0.5) as i64).min(i64::from(n_in));
@@ -174,7 +181,7 @@ impl Axis {
         let packed = avx2::Packed::new(&windows, &weights);
         Self {
             n_in,
-            n_out,
+            n_out: outputs.len() as u32,
             windows,
             weights,
             #[cfg(target_arch = "x86_64")]

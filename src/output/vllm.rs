@@ -56,7 +56,7 @@ const CACHE_TENSOR: &str = "ec_cache";
 /// let values = [half::f16::ONE; 6];
 /// let images = [Rows::new(&values, 3)?];
 /// let request = Request::new("<ImageHere>What is it?").meta_instruction(Meta::None);
-/// let turns = request.turns()?;
+/// let turns = request.turns(&imagehere::config::XCOMPOSER2)?;
 /// let mut body = Vec::new();
 /// ChatBody::new(&turns, &images)?.write(&mut body).unwrap();
 /// let body = String::from_utf8(body).unwrap();
@@ -253,7 +253,7 @@ mod tests {
         let request = Request::new("A <ImageHere>, \"b\"\n<ImageHere>")
             .meta_instruction(Meta::Text("Bé brief".to_owned()))
             .history(vec![("Hi".to_owned(), "Ho".to_owned())]);
-        let turns = request.turns().unwrap();
+        let turns = request.turns(&crate::config::XCOMPOSER2).unwrap();
         let body = written(|out| ChatBody::new(&turns, &images).unwrap().model("m").write(out));
         let part = |rows: Rows<'_>| {
             let mut npy = Vec::new();
@@ -287,7 +287,7 @@ mod tests {
         let (a, none) = (rows(2), rows(0));
         let (a, none) = (Rows::new(&a, 3).unwrap(), Rows::new(&none, 3).unwrap());
         let request = Request::new("<ImageHere>?");
-        let turns = request.turns().unwrap();
+        let turns = request.turns(&crate::config::XCOMPOSER2).unwrap();
         for (images, part) in [(vec![], "there are 0"), (vec![a, a], "there are 2"), (vec![none], "no rows")]
         {
             let message = ChatBody::new(&turns, &images).unwrap_err().to_string();

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::request::Request;
-use super::template::{MARKER, MarkerPlace, PromptText};
+use super::template::{MarkerPlace, PromptText};
 
 /// Markers listed one by one in a message; more are only counted.
 const LISTED: usize = 24;
@@ -12,6 +12,8 @@ const LISTED: usize = 24;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct MarkerMismatch {
+    /// The marker.
+    pub marker: &'static str,
     /// Markers found.
     pub markers: usize,
     /// Images given.
@@ -27,39 +29,39 @@ pub struct MarkerMismatch {
 
 impl MarkerMismatch {
     /// Says what is wrong with a request whose markers stand at `places`.
-    pub(super) fn new(request: &Request, places: Vec<MarkerPlace>) -> Self {
+    pub(super) fn new(request: &Request, places: Vec<MarkerPlace>, marker: &'static str) -> Self {
         let (markers, images) = (places.len(), request.images.len());
         // An absurd image count must not become an absurd list.
         let left_over = (markers..images).take(1024).map(|i| request.images.describe(i)).collect();
         let before = places.iter().filter(|place| place.text != PromptText::Query).count();
-        let corrected =
-            (before <= images && images - before <= 1024).then(|| correct(&request.query, before..images));
-        Self { markers, images, places, left_over, corrected }
+        let corrected = (before <= images && images - before <= 1024)
+            .then(|| correct(&request.query, before..images, marker));
+        Self { marker, markers, images, places, left_over, corrected }
     }
 }
 
 /// Writes a query with one labelled marker for each image of `images` before the text of `query`.
-fn correct(query: &str, images: std::ops::Range<usize>) -> String {
+fn correct(query: &str, images: std::ops::Range<usize>, marker: &str) -> String {
     let mut corrected = String::new();
     for image in images {
-        corrected.push_str(&format!("Image {}: {MARKER}; ", image + 1));
+        corrected.push_str(&format!("Image {}: {marker}; ", image + 1));
     }
-    corrected.push_str(without_markers(query).trim_start());
+    corrected.push_str(without_markers(query, marker).trim_start());
     corrected.truncate(corrected.trim_end().len());
     corrected
 }
 
 /// Takes the markers out of a text, with the labels (`Image 1:` … `;`) and doubled spaces they would leave.
-fn without_markers(text: &str) -> String {
+fn without_markers(text: &str, marker: &str) -> String {
     let mut kept = String::new();
-    for (i, mut rest) in text.split(MARKER).enumerate() {
+    for (i, mut rest) in text.split(marker).enumerate() {
         if i > 0 {
             if let Some(len) = before_label(&kept) {
                 kept.truncate(len);
                 rest = rest.trim_start().trim_start_matches([';', ',', '；', '，']);
             }
             // What stood around the marker must not become another one.
-            if (1..MARKER.len()).any(|len| kept.ends_with(&MARKER[..len])) {
+            if (1..marker.len()).any(|len| kept.ends_with(&marker[..len])) {
                 kept.push(' ');
             }
             if kept.is_empty() || kept.ends_with(char::is_whitespace) {
@@ -92,8 +94,9 @@ impl fmt::Display for MarkerMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the prompt has {} `{MARKER}`, but {} given",
+            "the prompt has {} `{}`, but {} given",
             count(self.markers, "marker"),
+            self.marker,
             if self.images == 1 { "1 image is".to_owned() } else { format!("{} images are", self.images) }
         )?;
         for (i, MarkerPlace { text, offset }) in self.places.iter().enumerate().take(LISTED) {
@@ -135,6 +138,7 @@ impl fmt::Display for MarkerMismatch {
 #[cfg(test)]
 mod tests {
     use super::{correct, without_markers};
+    use crate::config::MARKER;
 
     #[test]
     fn labels_and_spaces_go_with_their_markers() {
@@ -151,15 +155,15 @@ mod tests {
             ("é1:<ImageHere>", "é1:"),
             ("<Image<ImageHere>Here>", "<Image Here>"),
         ] {
-            assert_eq!(without_markers(text).trim_start(), kept, "{text}");
+            assert_eq!(without_markers(text, MARKER).trim_start(), kept, "{text}");
         }
     }
 
     #[test]
     fn corrected_has_one_marker_per_image() {
-        let prompt = correct("Image 1: <ImageHere>; Compare.", 0..3);
+        let prompt = correct("Image 1: <ImageHere>; Compare.", 0..3, MARKER);
         assert_eq!(prompt, "Image 1: <ImageHere>; Image 2: <ImageHere>; Image 3: <ImageHere>; Compare.");
-        assert_eq!(correct("<ImageHere>", 1..2), "Image 2: <ImageHere>;");
-        assert_eq!(correct(" What? <ImageHere>", 2..2), "What?");
+        assert_eq!(correct("<ImageHere>", 1..2, MARKER), "Image 2: <ImageHere>;");
+        assert_eq!(correct(" What? <ImageHere>", 2..2, MARKER), "What?");
     }
 }

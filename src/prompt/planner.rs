@@ -6,9 +6,9 @@ use super::layout::{Block, check_ids, lay_out};
 use super::markers::MarkerMismatch;
 use super::plan::SequencePlan;
 use super::request::{Bos, LengthOptions, Request};
-use super::template::{self, Run, TURN_BEGIN, TURN_END};
+use super::template::{self, Run};
 use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Profile};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use crate::warning::{Warning, WarningKind};
@@ -96,7 +96,8 @@ impl Planner {
 /// Lays out a sequence: template, markers, ids, slots, mask. No pixel is seen.
 ///
 /// The whole prompt is one string to the tokenizer but for the markers that split it. A segment without text
-/// (between adjacent markers, before the first, after the last) contributes nothing, not even BOS.
+/// (between adjacent markers, before the first, after the last) contributes nothing, not even BOS; but in a family whose
+/// prompts begin with one BOS (LLaVA), that stands before an image, too.
 ///
 /// # Errors
 /// [`Error::MarkerCount`] if markers and images do not match, before anything is tokenised;
@@ -104,7 +105,8 @@ impl Planner {
 /// prompt is empty; [`Error::Checkpoint`] if the tokenizer lacks the control tokens of the template.
 ///
 /// # Source
-/// `interleav_wrap_chat` of upstream's `modeling_internlm_xcomposer2.py`; [`Bos::First`] as `interleav_wrap`.
+/// `interleav_wrap_chat` of upstream's `modeling_internlm_xcomposer2.py`; [`Bos::First`] as `interleav_wrap`. For LLaVA,
+/// `LlavaProcessor` of transformers with the chat template beside the published weights.
 ///
 /// # Examples
 /// ```
@@ -134,13 +136,14 @@ impl Planner {
 /// # Ok::<(), imagehere::Error>(())
 /// ```
 pub fn plan(request: &Request, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<SequencePlan> {
-    let runs = template::runs(request)?;
-    let (places, segments) = template::split(&runs);
+    let Profile { marker, template, .. } = config.profile;
+    let runs = template::runs(request, template)?;
+    let (places, segments) = template::split(&runs, marker);
     if places.len() != request.images.len() {
-        return Err(Error::MarkerCount(Box::new(MarkerMismatch::new(request, places))));
+        return Err(Error::MarkerCount(Box::new(MarkerMismatch::new(request, places, marker))));
     }
     if !request.raw {
-        check_template_tokens(tokenizer)?;
+        check_template_tokens(config.profile, tokenizer)?;
     }
     let mut blocks = Vec::with_capacity(2 * segments.len());
     let mut bos_due = true;
@@ -148,14 +151,14 @@ pub fn plan(request: &Request, tokenizer: &Tokenizer, config: &ModelConfig) -> R
         if i > 0 {
             blocks.push(Block::Image);
         }
-        if parts.is_empty() {
+        if parts.is_empty() && !(bos_due && template.leading_bos && segments.len() > 1) {
             continue;
         }
-        let mut ids = tokenizer.encode_parts(parts)?;
+        let mut ids = tokenizer.encode_run(parts, i == 0)?;
         if bos_due {
             ids.insert(0, tokenizer.bos_id());
         }
-        bos_due = request.bos == Bos::PerSegment;
+        bos_due = request.bos == Bos::PerSegment && !template.leading_bos;
         check_ids(&ids, config.vocab_size, || format!("text segment {i}"))?;
         blocks.push(Block::Text { ids, text: parts.iter().map(|part| part.text).collect() });
     }
@@ -228,13 +231,17 @@ pub fn plan_tokens(
 }
 
 /// Checks that the template's control tokens are tokens: otherwise they would be spelled out as text.
-fn check_template_tokens(tokenizer: &Tokenizer) -> Result<()> {
-    match [TURN_BEGIN, TURN_END].into_iter().find(|token| tokenizer.control_token_id(token).is_none()) {
+fn check_template_tokens(profile: &Profile, tokenizer: &Tokenizer) -> Result<()> {
+    let mut tokens = profile.template.tokens.iter();
+    match tokens.find(|token| tokenizer.control_token_id(token).is_none()) {
         None => Ok(()),
         Some(token) => Err(Error::checkpoint(
             tokenizer.path(),
             format!("it has no token `{token}`, which the chat template is made of"),
-            "Use the tokenizer of InternLM-XComposer2-VL, or raw mode with a prompt that brings its own template",
+            format!(
+                "Use the tokenizer of {}, or raw mode with a prompt that brings its own template",
+                profile.title
+            ),
         )),
     }
 }

@@ -3,7 +3,7 @@
 /// The system text of the template.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Meta {
-    /// Upstream's default text, [`DEFAULT_META_INSTRUCTION`](super::DEFAULT_META_INSTRUCTION).
+    /// The model's own: in XComposer2, [`DEFAULT_META_INSTRUCTION`](super::DEFAULT_META_INSTRUCTION); in LLaVA, none.
     #[default]
     Default,
     /// No system block.
@@ -16,7 +16,7 @@ pub enum Meta {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bos {
-    /// Every one that is not empty, as upstream's chat does.
+    /// As the model's own chat does: in XComposer2, every one that is not empty; in LLaVA, one in front of all.
     #[default]
     PerSegment,
     /// The first one that is not empty, as upstream's training does.
@@ -79,7 +79,7 @@ impl Images {
 
 /// A prompt with its markers and the images that belong to them.
 ///
-/// Every [`MARKER`](super::MARKER) in the whole prompt counts, in the order of the text: meta instruction,
+/// Every marker ([`MARKER`](super::MARKER), in LLaVA `<image>`) in the whole prompt counts, in the order of the text: meta instruction,
 /// history turn by turn, query. The images take them in that order.
 ///
 /// # Examples

@@ -5,38 +5,17 @@
 //!                    └────────────── one string to upstream; markers anywhere in it ──────────────┘
 //! ```
 //!
-//! with `«n»` for `[UNUSED_TOKEN_n]`. Nothing is inserted around images: the marker is cut out, and what
+//! with `«n»` for `[UNUSED_TOKEN_n]`, in InternLM-XComposer2-VL; other families have other texts in the same places. Nothing is inserted around images: the marker is cut out, and what
 //! stands before and after it become segments of their own. Everything else stays one string, so that
 //! template and texts are one BPE segment, as upstream's tokenizer sees them.
 
 use std::fmt;
 
 use super::request::{Meta, Request};
+use crate::config::Template;
+pub use crate::config::{DEFAULT_META_INSTRUCTION, MARKER};
 use crate::error::{Error, Result};
 use crate::tokenizer::TextPart;
-
-/// The text in a prompt that stands for an image. Not a token: it is split out before tokenisation.
-pub const MARKER: &str = "<ImageHere>";
-
-/// Upstream's default system text, without the trailing newline that only its batch demos add.
-pub const DEFAULT_META_INSTRUCTION: &str = "\
-You are an AI assistant whose name is InternLM-XComposer (浦语·灵笔).
-- InternLM-XComposer (浦语·灵笔) is a multi-modality conversational language model that is developed by \
-Shanghai AI Laboratory (上海人工智能实验室). It is designed to be helpful, honest, and harmless.
-- InternLM-XComposer (浦语·灵笔) can understand and communicate fluently in the language chosen by the user \
-such as English and 中文.
-- InternLM-XComposer (浦语·灵笔) is capable of comprehending and articulating responses effectively based on \
-the provided image.";
-
-/// The control token that opens a turn.
-pub(super) const TURN_BEGIN: &str = "[UNUSED_TOKEN_146]";
-/// The control token that closes a turn.
-pub(super) const TURN_END: &str = "[UNUSED_TOKEN_145]";
-
-const SYSTEM_BEGIN: &str = "[UNUSED_TOKEN_146]system\n";
-const USER_BEGIN: &str = "[UNUSED_TOKEN_146]user\n";
-const BLOCK_END: &str = "[UNUSED_TOKEN_145]\n";
-const TO_ASSISTANT: &str = "[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]assistant\n";
 
 /// One of the texts that a prompt is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,9 +65,9 @@ pub(super) struct Run<'r> {
 ///
 /// # Errors
 /// [`Error::Argument`] if raw mode is asked for together with what only the template has a place for.
-pub(super) fn runs(request: &Request) -> Result<Vec<Run<'_>>> {
+pub(super) fn runs<'r>(request: &'r Request, template: &Template) -> Result<Vec<Run<'r>>> {
     let user = |text, source| Run { text, source: Some(source), live: request.allow_control_tokens };
-    let fixed = |text| Run { text, source: None, live: true };
+    let fixed = |text: &'static str| Run { text, source: None, live: true };
     if request.raw {
         let extra = match (&request.meta, request.history.is_empty()) {
             (_, false) => "a history",
@@ -101,24 +80,27 @@ pub(super) fn runs(request: &Request) -> Result<Vec<Run<'_>>> {
         ));
     }
     let mut runs = Vec::new();
-    let meta = meta_text(request);
+    let meta = meta_text(request, template);
     if !meta.is_empty() {
         // The operator's text, not the user's: its control tokens stay what they are.
         let meta = Run { text: meta, source: Some(PromptText::Meta), live: true };
-        runs.extend([fixed(SYSTEM_BEGIN), meta, fixed(BLOCK_END)]);
+        let [before, after] = template.around_meta;
+        runs.extend([fixed(before), meta, fixed(after)]);
     }
+    let [before, to_answer] = template.around_query;
     for (turn, (query, answer)) in (1..).zip(&request.history) {
-        runs.extend([fixed(USER_BEGIN), user(query, PromptText::HistoryQuery(turn)), fixed(TO_ASSISTANT)]);
-        runs.extend([user(answer, PromptText::HistoryAnswer(turn)), fixed(BLOCK_END)]);
+        runs.extend([fixed(before), user(query, PromptText::HistoryQuery(turn)), fixed(to_answer)]);
+        let [before, after] = template.around_answer;
+        runs.extend([fixed(before), user(answer, PromptText::HistoryAnswer(turn)), fixed(after)]);
     }
-    runs.extend([fixed(USER_BEGIN), user(&request.query, PromptText::Query), fixed(TO_ASSISTANT)]);
+    runs.extend([fixed(before), user(&request.query, PromptText::Query), fixed(to_answer)]);
     Ok(runs)
 }
 
 /// The system text; empty for none.
-pub(super) fn meta_text(request: &Request) -> &str {
+pub(super) fn meta_text<'r>(request: &'r Request, template: &Template) -> &'r str {
     match &request.meta {
-        Meta::Default => DEFAULT_META_INSTRUCTION,
+        Meta::Default => template.meta,
         Meta::None => "",
         Meta::Text(text) => text,
     }
@@ -127,18 +109,18 @@ pub(super) fn meta_text(request: &Request) -> &str {
 /// Splits the runs at their markers: N places, N + 1 segments, each of parts that are not empty.
 ///
 /// A marker never spans two runs: a run of template, which has no `<` and no `>`, stands between any two texts.
-pub(super) fn split<'r>(runs: &[Run<'r>]) -> (Vec<MarkerPlace>, Vec<Vec<TextPart<'r>>>) {
+pub(super) fn split<'r>(runs: &[Run<'r>], marker: &str) -> (Vec<MarkerPlace>, Vec<Vec<TextPart<'r>>>) {
     let mut places = Vec::new(); // [N]
     let mut segments = vec![Vec::new()]; // [N + 1]
     for run in runs {
         let mut offset = 0;
-        for (i, text) in run.text.split(MARKER).enumerate() {
+        for (i, text) in run.text.split(marker).enumerate() {
             if i > 0 {
                 if let Some(text) = run.source {
                     places.push(MarkerPlace { text, offset });
                 }
                 segments.push(Vec::new());
-                offset += MARKER.len();
+                offset += marker.len();
             }
             offset += text.len();
             if let Some(segment) = segments.last_mut().filter(|_| !text.is_empty()) {

@@ -31,6 +31,7 @@ fn config() -> ModelConfig {
         vocab_size: 700,
         max_length: Some(60),
         max_position_embeddings: Some(200),
+        profile: &crate::config::XCOMPOSER2,
     }
 }
 

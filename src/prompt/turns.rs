@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::request::Request;
-use super::template::{MARKER, meta_text};
+use super::template::meta_text;
+use crate::config::Profile;
 use crate::error::{Error, Result};
 
 /// Who says a [`Turn`].
@@ -38,7 +39,7 @@ pub enum TurnPart<'r> {
 
 impl Request {
     /// Returns meta instruction, history and query as turns, without template: the images are numbered in the order of
-    /// their markers, as slots are. A meta instruction that is empty is no turn.
+    /// their markers, which are those of `profile`, as slots are. A meta instruction that is empty is no turn.
     ///
     /// # Errors
     /// [`Error::Argument`] in raw mode, where the prompt has its own template in it.
@@ -48,18 +49,18 @@ impl Request {
     /// use imagehere::prompt::{Meta, Request, TurnPart};
     ///
     /// let request = Request::new("<ImageHere>What is it?").meta_instruction(Meta::None);
-    /// let turns = request.turns()?;
+    /// let turns = request.turns(&imagehere::config::XCOMPOSER2)?;
     /// assert_eq!(turns[0].parts, [TurnPart::Image(0), TurnPart::Text("What is it?")]);
     /// # Ok::<(), imagehere::Error>(())
     /// ```
-    pub fn turns(&self) -> Result<Vec<Turn<'_>>> {
+    pub fn turns(&self, profile: &Profile) -> Result<Vec<Turn<'_>>> {
         if self.raw {
             return Err(Error::argument(
                 "a raw prompt has a chat template in it, and a server would put its own around that",
                 "Do without raw mode",
             ));
         }
-        let meta = meta_text(self);
+        let meta = meta_text(self, &profile.template);
         let mut texts = Vec::new();
         if !meta.is_empty() {
             texts.push((Role::System, meta));
@@ -73,7 +74,7 @@ impl Request {
         let mut turns = Vec::new();
         for (role, text) in texts {
             let mut parts = Vec::new();
-            for (i, text) in text.split(MARKER).enumerate() {
+            for (i, text) in text.split(profile.marker).enumerate() {
                 if i > 0 {
                     parts.push(TurnPart::Image(images));
                     images += 1;
@@ -91,6 +92,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::XCOMPOSER2;
     use crate::prompt::{DEFAULT_META_INSTRUCTION, Meta};
 
     #[test]
@@ -99,7 +101,7 @@ mod tests {
             .meta_instruction(Meta::Text("See <ImageHere>".to_owned()))
             .history(vec![("a".to_owned(), "<ImageHere>".to_owned()), (String::new(), "b".to_owned())]);
         use TurnPart::{Image, Text};
-        let turns = request.turns().unwrap();
+        let turns = request.turns(&XCOMPOSER2).unwrap();
         let parts: Vec<_> = turns.iter().map(|turn| (turn.role, turn.parts.as_slice())).collect();
         assert_eq!(
             parts,
@@ -117,8 +119,8 @@ mod tests {
     #[test]
     fn the_default_is_upstreams_and_raw_is_refused() {
         let request = Request::new("q");
-        assert_eq!(request.turns().unwrap()[0].parts, [TurnPart::Text(DEFAULT_META_INSTRUCTION)]);
-        let message = request.raw(true).turns().unwrap_err().to_string();
+        assert_eq!(request.turns(&XCOMPOSER2).unwrap()[0].parts, [TurnPart::Text(DEFAULT_META_INSTRUCTION)]);
+        let message = request.raw(true).turns(&XCOMPOSER2).unwrap_err().to_string();
         assert!(message.contains("without raw mode"), "{message}");
     }
 }

@@ -3,15 +3,17 @@
 use serde_json::{Value, json};
 
 use super::{DType, Preset, names};
+use crate::config::{LLAVA, Profile, XCOMPOSER2};
 
 /// The sizes of a model, letters as in this crate's documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
+    pub profile: &'static Profile,
     pub image_size: usize, // pixels
     pub patch_size: usize, // pixels
     pub width: usize,      // C
-    pub layers: usize,
-    pub mlp_width: usize, // F
+    pub layers: usize,     // unused ones among them
+    pub mlp_width: usize,  // F
     pub projector_width: usize,
     pub hidden: usize, // H
     pub vocab: usize,
@@ -36,6 +38,7 @@ impl Sizes {
     pub fn of(preset: Preset) -> Self {
         match preset {
             Preset::Tiny => Self {
+                profile: &XCOMPOSER2,
                 image_size: 70,
                 patch_size: 14,
                 width: 128,
@@ -45,7 +48,19 @@ impl Sizes {
                 hidden: 256,
                 vocab: 1024,
             },
+            Preset::LlavaTiny => Self {
+                profile: &LLAVA,
+                image_size: 70,
+                patch_size: 14,
+                width: 128,
+                layers: 3,
+                mlp_width: 256,
+                projector_width: 256,
+                hidden: 256,
+                vocab: 1024,
+            },
             Preset::Vl7bVision => Self {
+                profile: &XCOMPOSER2,
                 image_size: 490,
                 patch_size: 14,
                 width: 1024,
@@ -58,10 +73,11 @@ impl Sizes {
         }
     }
 
-    /// Lists the tensors of each shard in upstream's order: the language model's embeddings first, tower and
+    /// Lists the tensors of each shard in the published model's order: the language model's embeddings first, tower and
     /// projector last. A small model is one shard; upstream's is two, embeddings in the first.
     pub fn shards(&self) -> Vec<Vec<Tensor>> {
-        let embeddings = vec![tensor("model.tok_embeddings.weight", [self.vocab, self.hidden], 0.0, 0.02)];
+        let embeddings =
+            vec![tensor(&self.profile.names[0].token_embedding(), [self.vocab, self.hidden], 0.0, 0.02)];
         let vision = self.vision();
         match self.vocab * self.hidden {
             0..100_000_000 => vec![[embeddings, vision].concat()],
@@ -79,7 +95,8 @@ impl Sizes {
         let patch_len = 3 * self.patch_size * self.patch_size;
         let tokens = (self.image_size / self.patch_size).pow(2) + 1; // T
         let residual = (2.0 * self.layers as f32).sqrt();
-        let tower = "vit.vision_tower.vision_model";
+        let names = &self.profile.names[0];
+        let tower = names.tower.trim_end_matches('.');
         let patch_shape = [c, 3, self.patch_size, self.patch_size];
 
         let mut all = vec![
@@ -104,16 +121,58 @@ impl Sizes {
             linear(&mut all, &format!("{layer}.mlp.fc2"), c, f, 1.0 / residual);
             norm(&mut all, &format!("{layer}.layer_norm2"), c);
         }
-        linear(&mut all, "vision_proj.0", p, c, 1.0);
-        linear(&mut all, "vision_proj.2", h, p, 1.0);
+        linear(&mut all, &names.hidden_layer(), p, c, 1.0);
+        linear(&mut all, &names.out_layer(), h, p, 1.0);
         all
+    }
+
+    /// Returns `config.json` as the profile's own is.
+    pub fn config(&self, dtype: DType) -> Value {
+        if *self.profile == LLAVA { self.llava_config(dtype) } else { self.xcomposer2_config(dtype) }
+    }
+
+    /// As transformers' `LlavaConfig` saves itself, the language model's layers aside: there are none.
+    fn llava_config(&self, dtype: DType) -> Value {
+        json!({
+            "architectures": ["LlavaForConditionalGeneration"],
+            "ignore_index": -100,
+            "image_seq_length": (self.image_size / self.patch_size).pow(2),
+            "image_token_index": self.vocab - 1,
+            "model_type": "llava",
+            "projector_hidden_act": "gelu",
+            "text_config": {
+                "hidden_size": self.hidden,
+                "intermediate_size": self.hidden * 7 / 2,
+                "max_position_embeddings": 4096,
+                "model_type": "llama",
+                "num_attention_heads": 4,
+                "num_hidden_layers": 0,
+                "rms_norm_eps": 1e-5,
+                "torch_dtype": names(dtype).torch,
+                "vocab_size": self.vocab,
+            },
+            "tie_word_embeddings": false,
+            "torch_dtype": names(dtype).torch,
+            "vision_config": {
+                "hidden_size": self.width,
+                "image_size": self.image_size,
+                "intermediate_size": self.mlp_width,
+                "model_type": "clip_vision_model",
+                "num_attention_heads": self.width / crate::config::HEAD_SIZE,
+                "num_hidden_layers": self.layers,
+                "patch_size": self.patch_size,
+                "projection_dim": self.hidden,
+            },
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+        })
     }
 
     /// Returns `config.json` with upstream's keys.
     ///
     /// Where upstream's key describes the language model (`num_hidden_layers`, `num_attention_heads`,
     /// `intermediate_size`, `hidden_act`), so it does here: never the tower.
-    pub fn config(&self, dtype: DType) -> Value {
+    fn xcomposer2_config(&self, dtype: DType) -> Value {
         const HEAD: usize = 128; // of the language model
         let heads = (self.hidden / HEAD).max(1);
         json!({

@@ -1,6 +1,6 @@
-//! Random checkpoints in the upstream layout: for demos, tests and measurements without the real weights.
+//! Random checkpoints in the layout of those they stand for: for demos, tests and measurements without the real weights.
 //!
-//! Names, shapes, `config.json` keys and file formats are those of the published checkpoint; only the values
+//! Names, shapes, `config.json` keys and file formats are those of the published checkpoints; only the values
 //! are noise. They are scaled as a real initialisation would be, so that activations stay within fp16 and
 //! attention is neither flat nor a single spike. The same seed makes the same values on every machine, with
 //! any number of threads and in either file format.
@@ -35,6 +35,9 @@ pub enum Preset {
     /// A tower of 2 layers and 128 channels over 70×70 pixels (25 rows per image), hidden size 256: encodes
     /// in milliseconds.
     Tiny,
+    /// [`Preset::Tiny`] as a LLaVA-1.5: the same sizes, a third layer that features do not come through, LLaVA's names and
+    /// `config.json`.
+    LlavaTiny,
     /// The real tower (24 layers, 1024 channels, 490×490 pixels, 1225 rows per image), projector and
     /// vocabulary of InternLM-XComposer2-VL-7B, without its language model: 1.4 GB in bf16.
     Vl7bVision,
@@ -208,7 +211,7 @@ fn sizes_and_tokenizer(preset: Preset, options: &SynthOptions) -> Result<(Sizes,
     })?;
     let pieces = tokenizer::Tokenizer::from_sentencepiece(&bytes, path)?.vocab_size();
     match preset {
-        Preset::Tiny => sizes.vocab = pieces,
+        Preset::Tiny | Preset::LlavaTiny => sizes.vocab = pieces,
         Preset::Vl7bVision if pieces <= sizes.vocab => {}
         Preset::Vl7bVision => {
             return Err(Error::argument(
@@ -381,6 +384,7 @@ impl fmt::Display for Preset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tiny => "tiny",
+            Self::LlavaTiny => "llava-tiny",
             Self::Vl7bVision => "vl-7b-vision",
         })
     }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use tokenizers::{AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::{AddedVocabulary, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
 use super::literals::{self, Literal, Literals};
 use super::{Engine, Tokenizer, check_not_lfs};
@@ -52,13 +53,31 @@ pub(super) fn load(bytes: &[u8], path: &Path) -> Result<Tokenizer> {
     largest = largest.max(tokenizer.get_vocab(false).into_values().max());
     let bos_id = tokenizer.token_to_id("<s>").ok_or_else(|| refuse("it has no token `<s>`".into()))?;
 
+    // Texts between added tokens are given to `tokenizers` one by one, each of which it would take for the first.
+    let mut spaced = false;
+    match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::Metaspace(space)) if space.get_prepend_scheme() == PrependScheme::First => {
+            let mut space = space.clone();
+            space.set_prepend_scheme(PrependScheme::Never);
+            tokenizer.with_pre_tokenizer(Some(space));
+            spaced = true;
+        }
+        Some(PreTokenizerWrapper::Sequence(all)) => {
+            let spaces = |one: &PreTokenizerWrapper| matches!(one, PreTokenizerWrapper::Metaspace(space) if space.get_prepend_scheme() == PrependScheme::First);
+            if all.as_ref().iter().any(spaces) {
+                return Err(refuse("its pre-tokenizer puts a space in front of the first text and is one of several, which is not supported".into()));
+            }
+        }
+        _ => {}
+    }
+
     tokenizer.with_added_vocabulary(AddedVocabulary::new());
     tokenizer.with_post_processor(None::<PostProcessorWrapper>);
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|error| refuse(error.to_string()))?;
     Ok(Tokenizer {
         path: path.to_owned(),
-        engine: Engine::Json(Box::new(tokenizer)),
+        engine: Engine::Json { tokenizer: Box::new(tokenizer), spaced },
         specials: Literals::new(specials),
         user_defined: Literals::new(user_defined),
         vocab_size: largest.map_or(0, |id| id as usize + 1),

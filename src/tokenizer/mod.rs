@@ -19,6 +19,7 @@ mod synthetic;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -54,8 +55,9 @@ pub struct TextPart<'t> {
 enum Engine {
     /// The merges of a `tokenizer.model`; takes text whose spaces are ▁.
     SentencePiece(Box<BPE>),
-    /// A `tokenizer.json` without its added tokens; takes text as it is.
-    Json(Box<tokenizers::Tokenizer>),
+    /// A `tokenizer.json` without its added tokens; takes text as it is, but for a space in front of a prompt's first text
+    /// where `spaced` says so, as Llama's has it.
+    Json { tokenizer: Box<tokenizers::Tokenizer>, spaced: bool },
 }
 
 /// A tokenizer: text to ids.
@@ -75,17 +77,24 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer of a checkpoint directory: `tokenizer.model`, else `tokenizer.json`.
     ///
+    /// A `tokenizer.model` that wants a space in front of the text, as Llama's does, leaves open where that is when other
+    /// tokens stand in it, and the `tokenizer.json` beside it says so: then that one is read.
+    ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is neither, or the file is broken, unsupported or a git-lfs pointer.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let model = dir.join("tokenizer.model");
         // A dangling link is a download cut short, not a missing file: it is opened, and the error names it.
-        if model.symlink_metadata().is_ok() {
-            return Self::from_sentencepiece(&read(&model)?, &model);
-        }
         let json = dir.join("tokenizer.json");
-        if json.symlink_metadata().is_ok() {
+        let has_json = json.symlink_metadata().is_ok();
+        if model.symlink_metadata().is_ok() {
+            let bytes = read(&model)?;
+            if !(has_json && sentencepiece::wants_space_in_front(&bytes)) {
+                return Self::from_sentencepiece(&bytes, &model);
+            }
+        }
+        if has_json {
             return json::load(&read(&json)?, &json);
         }
         Err(Error::checkpoint(
@@ -201,11 +210,16 @@ impl Tokenizer {
         self.encode_parts(&[TextPart { text, live: true }])
     }
 
-    /// Encodes parts as one text; no BOS is added.
+    /// Encodes parts as one text, a prompt's first; no BOS is added.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if the tokenizer has no ids for a text (never with byte fallback).
     pub fn encode_parts(&self, parts: &[TextPart<'_>]) -> Result<Vec<u32>> {
+        self.encode_run(parts, true)
+    }
+
+    /// As [`Tokenizer::encode_parts`], of a text that a prompt begins with, or one that stands further behind.
+    pub(crate) fn encode_run(&self, parts: &[TextPart<'_>], first: bool) -> Result<Vec<u32>> {
         let mut text = String::with_capacity(parts.iter().map(|part| part.text.len()).sum());
         let mut plain: Vec<Range<usize>> = Vec::new(); // bytes of `text` that are not live, in order
         for part in parts {
@@ -217,7 +231,7 @@ impl Tokenizer {
                         text.push_str(word);
                     }
                 }
-                Engine::Json(_) => text.push_str(part.text),
+                Engine::Json { .. } => text.push_str(part.text),
             }
             if !part.live && start < text.len() {
                 plain.push(start..text.len());
@@ -230,7 +244,7 @@ impl Tokenizer {
         while at < text.len() {
             match self.match_at(&self.specials, &text, at, &plain) {
                 Some(literal) => {
-                    self.encode_between(&text, start..at, &plain, &mut ids)?;
+                    self.encode_between(&text, start..at, &plain, first, &mut ids)?;
                     ids.push(literal.id);
                     at += literal.text.len();
                     start = at;
@@ -238,7 +252,7 @@ impl Tokenizer {
                 None => at += char_len(&text, at),
             }
         }
-        self.encode_between(&text, start..text.len(), &plain, &mut ids)?;
+        self.encode_between(&text, start..text.len(), &plain, first, &mut ids)?;
         Ok(ids)
     }
 
@@ -248,6 +262,7 @@ impl Tokenizer {
         text: &str,
         range: Range<usize>,
         plain: &[Range<usize>],
+        first: bool,
         ids: &mut Vec<u32>,
     ) -> Result<()> {
         let text = &text[..range.end]; // no match reaches beyond
@@ -256,7 +271,7 @@ impl Tokenizer {
         while at < text.len() {
             match self.match_at(&self.user_defined, text, at, plain) {
                 Some(literal) => {
-                    self.merge(&text[start..at], ids)?;
+                    self.merge(&text[start..at], first && start == 0, ids)?;
                     ids.push(literal.id);
                     at += literal.text.len();
                     start = at;
@@ -264,7 +279,7 @@ impl Tokenizer {
                 None => at += char_len(text, at),
             }
         }
-        self.merge(&text[start..], ids)
+        self.merge(&text[start..], first && start == 0, ids)
     }
 
     /// Returns the longest literal at a position that may be one there.
@@ -282,8 +297,8 @@ impl Tokenizer {
         })
     }
 
-    /// Merges a text without literals.
-    fn merge(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+    /// Merges a text without literals; `first` is what a prompt begins with.
+    fn merge(&self, text: &str, first: bool, ids: &mut Vec<u32>) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
@@ -291,8 +306,12 @@ impl Tokenizer {
             Engine::SentencePiece(bpe) => {
                 bpe.tokenize(text).map(|tokens| ids.extend(tokens.iter().map(|token| token.id)))
             }
-            Engine::Json(tokenizer) => {
-                tokenizer.encode_fast(text, false).map(|encoding| ids.extend(encoding.get_ids()))
+            Engine::Json { tokenizer, spaced } => {
+                let text = match first && *spaced && !text.starts_with([' ', '▁']) {
+                    true => Cow::Owned(format!(" {text}")),
+                    false => Cow::Borrowed(text),
+                };
+                tokenizer.encode_fast(&*text, false).map(|encoding| ids.extend(encoding.get_ids()))
             }
         };
         done.map_err(|error| {

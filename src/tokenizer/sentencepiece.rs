@@ -47,6 +47,14 @@ pub(super) struct Piece<'b> {
     pub kind: Kind,
 }
 
+/// The setting that puts a space in front of a text.
+const DUMMY_PREFIX: &str = "add_dummy_prefix = true";
+
+/// Whether that setting is what keeps a model from being read.
+pub(super) fn wants_space_in_front(bytes: &[u8]) -> bool {
+    Pieces::parse(bytes).is_err_and(|problem| problem.contains(DUMMY_PREFIX))
+}
+
 /// A model whose settings are those that [`Pieces::bpe`] and the encoder implement.
 #[derive(Debug)]
 pub(super) struct Pieces<'b>(pub Vec<Piece<'b>>);
@@ -104,7 +112,7 @@ impl<'b> Pieces<'b> {
         for (wrong, setting) in [
             (!byte_fallback, "byte_fallback = false"),
             (charsmap, "a normalizer other than `identity`"),
-            (dummy_prefix, "add_dummy_prefix = true"),
+            (dummy_prefix, DUMMY_PREFIX),
             (strip, "remove_extra_whitespaces = true"),
             (!escape, "escape_whitespaces = false"),
         ] {

@@ -74,6 +74,9 @@ fn what_does_not_fit_is_named_with_the_next_step() {
     larger.image_size = 42;
     let larger = Preprocessing::new(&larger, &DecodeOptions::default(), Resample::Pillow);
     refused("checkpoint", &config(), &larger, &["image_size `28`", "`42`", "Make it again"]);
+    let cropped = config().with_profile(&crate::config::LLAVA);
+    let cropped = Preprocessing::new(&cropped, &DecodeOptions::default(), Resample::Pillow);
+    refused("checkpoint", &config(), &cropped, &["fit `stretch`", "`centre-crop`", "Make it again"]);
     // A file may say that it fits, and not.
     let mut wider = config();
     wider.hidden_size = 4;
