@@ -248,6 +248,9 @@ class Encoder:
     def device(self) -> str:
         """The device and the kernels chosen on it, in words."""
     @property
+    def marker(self) -> str:
+        """The text in a prompt that stands for an image: ``<ImageHere>``, or ``<image>`` in LLaVA."""
+    @property
     def place(self) -> str:
         """Where sequences lie: ``cpu`` or ``cuda:N``."""
     @property
@@ -259,7 +262,7 @@ class Encoder:
     def config(self) -> dict[str, int]: ...
 
 def make_random_checkpoint(
-    path: str | os.PathLike[str], *, preset: Literal["tiny", "vl-7b-vision"] = "tiny"
+    path: str | os.PathLike[str], *, preset: Literal["tiny", "llava-tiny", "vl-7b-vision"] = "tiny"
 ) -> None:
     """Writes random weights in the upstream layout, for tests and trials."""
 

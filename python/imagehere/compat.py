@@ -19,7 +19,7 @@ import warnings
 
 import torch
 
-from . import DEFAULT_META_INSTRUCTION, MARKER, Encoder, Features, errors
+from . import DEFAULT_META_INSTRUCTION, Encoder, Features, errors
 
 STOP_TOKENS = (2, 92542)
 """``</s>`` and ``[UNUSED_TOKEN_145]``, which ends a turn: where upstream's ``chat`` stops."""
@@ -53,7 +53,7 @@ class Upstream:
         rows = torch.empty(len(images), patches, hidden, dtype=torch.float16, device=self.encoder.place)
         for first in range(0, len(images), _TOGETHER):
             group = images[first : first + _TOGETHER]
-            plan = self.encoder.plan(MARKER * len(group), len(group), raw=True)
+            plan = self.encoder.plan(self.encoder.marker * len(group), len(group), raw=True)
             self.encoder.encode(plan, group, out=rows[first : first + len(group)].view(-1, hidden))
         return rows.to(self.device, self.dtype)
 

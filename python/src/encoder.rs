@@ -310,6 +310,12 @@ impl Encoder {
     }
 
     #[getter]
+    /// The text in a prompt that stands for an image: ``<ImageHere>``, or ``<image>`` in LLaVA.
+    fn marker(&self) -> &'static str {
+        self.inner.config().profile.marker
+    }
+
+    #[getter]
     /// Where sequences lie: ``cpu`` or ``cuda:N``.
     fn place(&self) -> String {
         match self.inner.device_sequence().map(|sequence| sequence.place()) {
@@ -370,7 +376,8 @@ fn only_images<'a>(py: Python<'_>, pictures: &'a [Picture]) -> PyResult<Vec<Imag
 #[pyfunction]
 #[pyo3(signature = (path, *, preset = "tiny"))]
 pub fn make_random_checkpoint(py: Python<'_>, path: PathBuf, preset: &str) -> PyResult<()> {
-    let presets = [("tiny", Preset::Tiny), ("vl-7b-vision", Preset::Vl7bVision)];
+    let presets =
+        [("tiny", Preset::Tiny), ("llava-tiny", Preset::LlavaTiny), ("vl-7b-vision", Preset::Vl7bVision)];
     let preset = options::pick(py, "preset", preset, &presets)?;
     run(py, |_| synth::write(preset, &SynthOptions::default(), &path).map(drop))
 }

@@ -140,6 +140,20 @@ def test_prompt_options(encoder, files):
     assert encoder.plan("<ImageHere>Hi", 1, meta_instruction=None).segments[0][3].startswith("[UNUSED_TOKEN_146]user")
 
 
+def test_a_llava(tmp_path, files):
+    imagehere.make_random_checkpoint(tmp_path / "llava", preset="llava-tiny")
+    encoder = imagehere.Encoder(tmp_path / "llava", "cpu")
+    assert encoder.marker == "<image>"
+    sequence = encoder.encode("<image>\n<image>\nWhat changed?", files[:2])
+    assert [count for _, count in sequence.slots] == [encoder.config["patches"]] * 2
+    features = encoder.features(files[:2])
+    offset, count = sequence.slots[1]
+    width = 2 * encoder.config["hidden_size"]
+    assert rows(sequence)[offset * width : (offset + count) * width] == memoryview(features[1].rows).tobytes()
+    with pytest.raises(imagehere.errors.MarkerCountError):
+        encoder.encode("<ImageHere>", files[:1])
+
+
 def test_threads_and_repeats_change_no_bit(checkpoint, files, expected):
     for threads in [1, 3]:
         encoder = imagehere.Encoder(checkpoint, "cpu", threads=threads)
