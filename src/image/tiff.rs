@@ -148,10 +148,10 @@ impl Page {
         }
         let mut depths = tags.integers(258).unwrap_or_else(|| vec![1]);
         depths.truncate(samples);
-        let bits = depths[0] as usize;
-        if depths.is_empty() || depths.iter().any(|&depth| depth != depths[0]) {
-            return unsupported(format!("a TIFF of {depths:?} bits a sample"));
-        }
+        let bits = match depths[..] {
+            [first, ref others @ ..] if others.iter().all(|&depth| depth == first) => first as usize,
+            _ => return unsupported(format!("a TIFF of {depths:?} bits a sample")),
+        };
         let format = tags.integers(339).unwrap_or_else(|| vec![1]);
         let kind = match format[..] {
             [1, ..] | [4, ..] => Number::Unsigned,
