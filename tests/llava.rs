@@ -325,6 +325,7 @@ fn a_prompt_is_vicunas_with_one_bos() {
     let history = vec![("Hi".to_owned(), "Yo".to_owned())];
     let request = Request::new("<image>\nWhat is <ImageHere>?").image_count(1).history(history);
     let plan = encoder.plan(&request).unwrap();
+    assert_eq!(plan.warnings, [], "a marker that is a token of the tokenizer is no control token");
     let texts: Vec<&str> = plan
         .segments
         .iter()

@@ -166,7 +166,7 @@ pub fn plan(request: &Request, tokenizer: &Tokenizer, config: &ModelConfig) -> R
         return Err(Error::argument("the prompt is empty", "Write a prompt"));
     }
     let mut plan = lay_out(blocks, config, request.length, |i| request.images.describe(i))?;
-    plan.warnings.extend(control_token_warning(request, &runs, tokenizer));
+    plan.warnings.extend(control_token_warning(request, &runs, marker, tokenizer));
     Ok(plan)
 }
 
@@ -249,14 +249,21 @@ fn check_template_tokens(profile: &Profile, tokenizer: &Tokenizer) -> Result<()>
 /// Says which control tokens stand in the user's texts and what became of them.
 ///
 /// Raw mode is silent: there the template itself is typed.
-fn control_token_warning(request: &Request, runs: &[Run<'_>], tokenizer: &Tokenizer) -> Option<Warning> {
+fn control_token_warning(
+    request: &Request,
+    runs: &[Run<'_>],
+    marker: &str,
+    tokenizer: &Tokenizer,
+) -> Option<Warning> {
     use super::PromptText::Meta;
     let mut named = Vec::new();
     let mut count = 0usize;
     let user = |run: &&Run<'_>| !request.raw && !matches!(run.source, None | Some(Meta));
     for run in runs.iter().filter(user) {
         let Some(source) = run.source else { continue };
-        for (offset, token) in tokenizer.control_tokens(run.text) {
+        let typed = tokenizer.control_tokens(run.text).into_iter();
+        // A marker that is a token too was cut out, and is an image.
+        for (offset, token) in typed.filter(|&(_, token)| token != marker) {
             count += 1;
             if named.len() < NAMED {
                 named.push(format!("`{token}` at byte {offset} of the {source}"));
