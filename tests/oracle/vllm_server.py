@@ -90,14 +90,14 @@ def make_model(path, seed):
 
 def ask(port, body):
     """For each new token, what it is, and the log-probabilities of the likeliest."""
-    body |= {"model": "tiny", "temperature": 0, "max_tokens": 12, "logprobs": True, "top_logprobs": 20, "seed": 0}
+    body |= {"model": "tiny", "temperature": 0, "max_tokens": 12, "logprobs": True, "top_logprobs": 20, "seed": 0,
+             "return_tokens_as_token_ids": True}  # fmt: skip
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=300) as answer:
         tokens = json.load(answer)["choices"][0]["logprobs"]["content"]
-    name = lambda token: bytes(token["bytes"] or token["token"].encode())
-    return [(name(token), {name(top): top["logprob"] for top in token["top_logprobs"]}) for token in tokens]
+    return [(token["token"], {top["token"]: top["logprob"] for top in token["top_logprobs"]}) for token in tokens]
 
 
 def distance(a, b):
@@ -180,7 +180,7 @@ def questions(args, path):
         same = max(apart, tie) < effect / 10
         failed |= not same
         names = ", ".join(pathlib.Path(image).name for image in images)
-        ends = f", then a tie of {tie:.2e}" if tie else ""
+        ends = f", then a tie to {tie:.2e}" if equal < len(theirs) else ""
         print(f"{'ok ' if same else 'BAD'} {names}: {equal} of {len(theirs)} tokens equal{ends}, log-probabilities {apart:.2e} "
               f"apart; of another image {effect:.2e}", flush=True)  # fmt: skip
     return failed
