@@ -19,17 +19,17 @@ struct HostRows(Box<[u64]>);
 /// A GPU's memory that Python shares.
 struct DeviceRows(#[expect(dead_code, reason = "owns the memory")] Mutex<SequenceBuffer<'static>>);
 
-/// Where a call writes.
+/// Where a call writes. Buffers go before the memory that they are lent.
 pub enum Target {
     Host(HostTarget),
     Device(SequenceBuffer<'static>),
-    Out(Rows, SequenceBuffer<'static>),
+    Out(SequenceBuffer<'static>, Rows),
 }
 
 /// Rows of our own.
 pub struct HostTarget {
-    rows: HostRows,
     buffer: SequenceBuffer<'static>,
+    rows: HostRows,
 }
 
 impl Target {
@@ -53,7 +53,7 @@ impl Target {
                 std::slice::from_raw_parts_mut(rows.0.as_mut_ptr().cast::<f16>(), 4 * rows.0.len())
             };
             let buffer = SequenceBuffer::wrap(memory, hidden);
-            return Ok(Self::Host(HostTarget { rows, buffer }));
+            return Ok(Self::Host(HostTarget { buffer, rows }));
         };
         let out = Rows::of(out, "out", true)?;
         if out.shape.len() == 3 && out.shape[0] != 1 {
@@ -86,21 +86,21 @@ impl Target {
                     .map_err(|e| crate::errors::raise(py, &e))?
             },
         };
-        Ok(Self::Out(out, buffer))
+        Ok(Self::Out(buffer, out))
     }
 
     /// The buffer for the call.
     pub fn buffer(&mut self) -> &mut SequenceBuffer<'static> {
         match self {
             Self::Host(HostTarget { buffer, .. }) => buffer,
-            Self::Device(buffer) | Self::Out(_, buffer) => buffer,
+            Self::Device(buffer) | Self::Out(buffer, _) => buffer,
         }
     }
 
     /// Gives the rows that were written to Python, `[1, L, H]`.
     pub fn finish(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
-            Self::Host(HostTarget { rows, buffer }) => {
+            Self::Host(HostTarget { buffer, rows }) => {
                 let shape = vec![1, buffer.len() as i64, buffer.hidden() as i64];
                 drop(buffer);
                 let owner = Arc::new(rows);
@@ -122,7 +122,7 @@ impl Target {
                 unsafe { Memory::new(owner, first, Kind::Float16, place, shape, false).with_strides(strides) }
                     .into_tensor(py)
             }
-            Self::Out(out, buffer) => {
+            Self::Out(buffer, out) => {
                 let (len, hidden) = (buffer.len() as i64, out.hidden as i64);
                 drop(buffer);
                 let strides = vec![len * out.row_stride as i64, out.row_stride as i64, 1];
