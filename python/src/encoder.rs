@@ -12,12 +12,11 @@ use imagehere::checkpoint::RangePolicy;
 use imagehere::encoder::{EncodeReport, EncoderOptions};
 use imagehere::features::FeatureCache;
 use imagehere::image::{DecodeOptions, ImageSource};
-use imagehere::output::parquet::{ImageRow, TableFile};
+use imagehere::output::parquet::TableFile;
 use imagehere::sequence::Place;
 use imagehere::synth::{self, Preset, SynthOptions};
 
 use crate::call::run;
-use crate::engines::table_metadata;
 use crate::errors::{argument, raise};
 use crate::features::Features;
 use crate::images::{Picture, pictures};
@@ -271,18 +270,9 @@ impl Encoder {
             for (i, group) in sources.chunks(TOGETHER).enumerate() {
                 let encoded = self.inner.feature_set(group, progress);
                 let (set, _) = encoded.map_err(|error| error.after_images(i * TOGETHER))?;
-                set.verify()?;
-                for (note, features) in set.notes().iter().zip(set.features()) {
-                    let (name, pixels) = (note.name.as_str(), note.pixels.as_str());
-                    table.push(&ImageRow {
-                        name,
-                        pixels,
-                        checkpoint: self.inner.fingerprint(),
-                        features: features.into(),
-                    })?;
-                }
+                set.push_to(&mut table)?;
             }
-            table.commit(&table_metadata(&self.inner))
+            table.commit(&self.inner.provenance())
         })
     }
 

@@ -1,6 +1,5 @@
 //! What other engines take, for Python: bytes of their requests, arguments of their calls, files of theirs.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use half::f16;
@@ -130,14 +129,15 @@ pub fn lmdeploy_arguments<'py>(
     image_token: u32,
 ) -> PyResult<Bound<'py, PyDict>> {
     let sequence = sequence.get();
+    let plan = sequence.plan.get();
     let memory = tensor::memory(sequence.inputs_embeds.bind(py))?;
     let (embeddings, ranges) = (PyList::empty(py), PyList::empty(py));
-    for (offset, len) in sequence.plan.get().slots().into_iter().filter(|(_, len)| *len > 0) {
+    for (offset, len) in plan.slots().into_iter().filter(|(_, len)| *len > 0) {
         embeddings.append(memory.part(offset, len).into_tensor(py)?)?;
         ranges.append(PyList::new(py, [offset, offset + len])?)?;
     }
     let arguments = PyDict::new(py);
-    arguments.set_item("input_ids", ids(sequence, image_token))?;
+    arguments.set_item("input_ids", plan.inner.ids_with(image_token).collect::<Vec<_>>())?;
     let none = embeddings.is_empty();
     arguments.set_item("input_embedding_ranges", if none { None } else { Some(ranges) })?;
     arguments.set_item("input_embeddings", if none { None } else { Some(embeddings) })?;
@@ -160,7 +160,7 @@ pub fn sglang_arguments<'py>(
     sglang::check(&plan.inner, image_token).map_err(|error| raise(py, &error))?;
     let slots: Vec<_> = plan.slots().into_iter().filter(|(_, len)| *len > 0).collect();
     let arguments = PyDict::new(py);
-    arguments.set_item("input_ids", ids(sequence, image_token))?;
+    arguments.set_item("input_ids", plan.inner.ids_with(image_token).collect::<Vec<_>>())?;
     let feature = match slots[..] {
         [] => {
             arguments.set_item("image_data", py.None())?;
@@ -182,19 +182,4 @@ pub fn sglang_arguments<'py>(
     image.set_item("offsets", ends)?;
     arguments.set_item("image_data", PyList::new(py, [image])?)?;
     Ok(arguments)
-}
-
-/// The ids of all positions, those of image rows being `image_token`.
-fn ids(sequence: &Sequence, image_token: u32) -> Vec<i64> {
-    let ids = &sequence.plan.get().inner.input_ids;
-    ids.iter().map(|&id| if id < 0 { i64::from(image_token) } else { id }).collect()
-}
-
-/// What a table says of its making, beside its rows.
-pub fn table_metadata(encoder: &imagehere::Encoder) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("version".to_owned(), format!("imagehere {}", imagehere::VERSION)),
-        ("checkpoint".to_owned(), encoder.fingerprint().to_owned()),
-        ("numerics".to_owned(), encoder.numerics()),
-    ])
 }

@@ -99,6 +99,8 @@ def test_a_table_of_many(encoder, files, features, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(path)
     assert table.num_rows == 40
+    said = {key.decode() for key in table.schema.metadata}
+    assert said >= {"format_version", "version", "checkpoint", "preprocessing", "numerics"}
     for i in [0, 1, 39]:
         row = table["features"][i].values.to_numpy()
         assert (row == numpy.asarray(features[i % 2].rows).ravel()).all()

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use imagehere::features::FeatureSet;
-use imagehere::output::parquet::{ImageRow, TableFile};
+use imagehere::output::parquet::TableFile;
 use imagehere::output::{AtomicFile, Rows, vllm};
 use imagehere::{Error, Result};
-use serde_json::json;
 
 /// How features of images are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -68,24 +67,20 @@ impl FeatureSink {
 
 impl Bulk {
     /// Writes a group of images and returns the uuid of each, where the format gives them one.
-    pub fn add(&mut self, set: &FeatureSet, checkpoint: &str) -> Result<Vec<String>> {
-        let images = || set.notes().iter().zip(set.features().iter().map(Rows::from));
+    pub fn add(&mut self, set: &FeatureSet) -> Result<Vec<String>> {
         match self {
             Self::Safetensors { out, bytes } => {
                 *bytes = set.save(out)?;
                 Ok(Vec::new())
             }
             Self::Parquet { table } => {
-                set.verify()?;
-                for (note, features) in images() {
-                    table.push(&ImageRow { name: &note.name, pixels: &note.pixels, checkpoint, features })?;
-                }
+                set.push_to(table)?;
                 Ok(Vec::new())
             }
             Self::VllmEncoderCache { dir, bytes } => {
                 set.verify()?;
                 let mut uuids = Vec::new();
-                for (_, rows) in images() {
+                for rows in set.features().iter().map(Rows::from) {
                     let uuid = rows.digest();
                     let written = vllm::write_encoder_cache(&dir, &uuid, rows);
                     *bytes += written.map_err(|error| after(error, *bytes))?;
@@ -115,15 +110,4 @@ fn after(error: Error, bytes: u64) -> Error {
         },
         other => other,
     }
-}
-
-/// What a table says of its making, beside its rows.
-pub fn metadata(encoder: &imagehere::Encoder) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("format_version".to_owned(), "1".to_owned()),
-        ("version".to_owned(), format!("imagehere {}", imagehere::VERSION)),
-        ("checkpoint".to_owned(), encoder.fingerprint().to_owned()),
-        ("preprocessing".to_owned(), json!(encoder.preprocessing()).to_string()),
-        ("numerics".to_owned(), encoder.numerics()),
-    ])
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::args::FeaturesArgs;
 use super::progress::Progress;
-use super::{argument, bulk, encode, inputs, json_line, show, warn};
+use super::{argument, encode, inputs, json_line, show, warn};
 
 /// Runs the command, cheapest checks first.
 pub fn run(args: &FeaturesArgs) -> Result<String> {
@@ -41,7 +41,7 @@ pub fn run(args: &FeaturesArgs) -> Result<String> {
         let encoded = encoder.feature_set(group, &mut |done| bar.go_on(share(done)));
         let (set, report) = encoded.map_err(|error| error.after_images(before))?;
         let writing = Instant::now();
-        uuids.extend(bulk.add(&set, encoder.fingerprint())?);
+        uuids.extend(bulk.add(&set)?);
         write += writing.elapsed();
         let of_cache = report.warnings.into_iter().filter(|w| w.kind == WarningKind::FeatureCache);
         all.warnings.extend(of_cache);
@@ -57,7 +57,7 @@ pub fn run(args: &FeaturesArgs) -> Result<String> {
     }
     drop(bar);
     let writing = Instant::now();
-    let bytes = bulk.end(&bulk::metadata(&encoder))?;
+    let bytes = bulk.end(&encoder.provenance())?;
     write += writing.elapsed();
     let report = all;
 

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! What the backend is given are pixels of the tower's size, which its own resize leaves as they are; it never hears of
-//! files. So it is, too, where a profile's images are not stretched: that is made here, and every backend can take it. Features go through host memory here, some images at a time, and are then placed as kept ones are.
+//! files. So it is, too, where a profile's images are not stretched: that is made here, and every backend can take it.
+//! Features go through host memory here, some images at a time, and are then placed as kept ones are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,18 @@ impl Encoder {
     /// the same make the same rows. `cpu (avx512)`, `cuda (NVIDIA H200, 9.0, sm90 kernels)`.
     pub fn numerics(&self) -> String {
         self.backend.numerics()
+    }
+
+    /// Says what made this encoder's features: what a table of them has beside its rows. `format_version`, `version`,
+    /// `checkpoint`, `preprocessing` as JSON, `numerics`.
+    pub fn provenance(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("format_version".to_owned(), "1".to_owned()),
+            ("version".to_owned(), format!("imagehere {}", crate::VERSION)),
+            ("checkpoint".to_owned(), self.fingerprint.to_string()),
+            ("preprocessing".to_owned(), self.preprocessing().to_json()),
+            ("numerics".to_owned(), self.numerics()),
+        ])
     }
 
     /// Encodes images and returns their features with what is known of each: what a features file holds. Images of the

@@ -11,6 +11,7 @@ use super::format::{self, Fault, Stored, not_finite};
 use super::{Features, Preprocessing};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::output::parquet::{ImageRow, TableFile};
 use crate::warning::Warning;
 
 /// What such a file calls itself.
@@ -95,6 +96,19 @@ impl FeatureSet {
                 let problem = format!("the features of {} have {problem}", note.name);
                 return Err(Error::Incomplete { problem });
             }
+        }
+        Ok(())
+    }
+
+    /// Adds a row for each image to a table.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] if a value is NaN or infinite; [`Error::Write`] if the table cannot be written.
+    pub fn push_to(&self, table: &mut TableFile) -> Result<()> {
+        self.verify()?;
+        for (note, features) in self.notes.iter().zip(&self.features) {
+            let (name, pixels, checkpoint) = (&note.name, &note.pixels, &*self.fingerprint);
+            table.push(&ImageRow { name, pixels, checkpoint, features: features.into() })?;
         }
         Ok(())
     }

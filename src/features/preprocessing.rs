@@ -73,7 +73,7 @@ impl Preprocessing {
         serde_json::from_str(text).ok().map(Self)
     }
 
-    pub(super) fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
     }
 

@@ -42,15 +42,10 @@ pub fn arguments<'a>(plan: &SequencePlan, sequence: Rows<'a>, image_token: u32) 
         there().map(|(slot, _)| Value::ints([slot.offset, slot.offset + slot.len].map(|at| at as i64)));
     let images = |values: Vec<Value<'a>>| if values.is_empty() { Value::None } else { Value::List(values) };
     Ok(Value::Dict(vec![
-        ("input_ids", ids(plan, image_token)),
+        ("input_ids", Value::ints(plan.ids_with(image_token))),
         ("input_embedding_ranges", images(ranges.collect())),
         ("input_embeddings", images(embeddings)),
     ]))
-}
-
-/// The ids of all positions, those of image rows being `image_token`.
-pub(super) fn ids<'a>(plan: &SequencePlan, image_token: u32) -> Value<'a> {
-    Value::ints(plan.input_ids.iter().map(|&id| if id < 0 { i64::from(image_token) } else { id }))
 }
 
 #[cfg(test)]

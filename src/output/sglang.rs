@@ -26,7 +26,6 @@
 //! (`_validate_one_modality`, `process_and_combine_mm_data`, `get_mm_items_offset`), `processors/llava.py`.
 
 use super::Rows;
-use super::lmdeploy::ids;
 use super::torch_save::{Tensor, Value};
 use crate::error::{Error, Result};
 use crate::prompt::SequencePlan;
@@ -67,7 +66,7 @@ pub fn arguments<'a>(plan: &SequencePlan, sequence: Rows<'a>, image_token: u32) 
             ("offsets", Value::List(offsets)),
         ])]),
     };
-    Ok(Value::Dict(vec![("input_ids", ids(plan, image_token)), ("image_data", images)]))
+    Ok(Value::Dict(vec![("input_ids", Value::ints(plan.ids_with(image_token))), ("image_data", images)]))
 }
 
 #[cfg(test)]

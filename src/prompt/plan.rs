@@ -77,6 +77,11 @@ impl SequencePlan {
         self.input_ids.is_empty()
     }
 
+    /// Returns the ids of all positions, `[L]`, those of image rows being `image_token`: as engines want them.
+    pub fn ids_with(&self, image_token: u32) -> impl Iterator<Item = i64> + '_ {
+        self.input_ids.iter().map(move |&id| if id < 0 { i64::from(image_token) } else { id })
+    }
+
     /// Returns the number of images, **N**, those that a cut lost included.
     pub fn image_count(&self) -> usize {
         self.slots.len()

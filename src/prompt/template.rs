@@ -5,7 +5,8 @@
 //!                    └────────────── one string to upstream; markers anywhere in it ──────────────┘
 //! ```
 //!
-//! with `«n»` for `[UNUSED_TOKEN_n]`, in InternLM-XComposer2-VL; other families have other texts in the same places. Nothing is inserted around images: the marker is cut out, and what
+//! with `«n»` for `[UNUSED_TOKEN_n]`, in InternLM-XComposer2-VL; other families have other texts in the same places.
+//! Nothing is inserted around images: the marker is cut out, and what
 //! stands before and after it become segments of their own. Everything else stays one string, so that
 //! template and texts are one BPE segment, as upstream's tokenizer sees them.
 
