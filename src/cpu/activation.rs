@@ -15,14 +15,20 @@ use super::simd::Simd;
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 /// 2^x for x in [-126, 126]; beyond, 2^±126. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
+    // NaN is the second operand, and so survives.
+    s.exp2([s.min(s.splat(126.0), x)])[0]
+}
+
+/// [`Simd::exp2`] by rounding.
 ///
 /// # Numerics
 /// 2^x = 2^n · 2^r, n = round(x), |r| ≤ ½; 2^r by a minimax polynomial of degree 6, relative error 1.9e-9,
 /// with rounding 1.0e-7; 2^0 is 1.
 #[inline(always)]
-pub(crate) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
-    // NaN is the second operand of both, and so survives.
-    let x = s.min(s.splat(126.0), s.max(s.splat(-126.0), x));
+pub(crate) fn exp2_by_rounding<S: Simd>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-126.0), x);
     let n = s.round(x);
     let r = s.sub(x, n);
     const C: [f32; 7] =

@@ -26,11 +26,11 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
-use super::activation::{LOG2_E, exp2};
+use super::activation::LOG2_E;
 use super::linear::widen;
 use super::operand::Sink;
 use super::scratch::with_scratch;
-use super::simd::{Kernel, Machine, Simd, tiles};
+use super::simd::{Kernel, MAX_LANES, Machine, Simd, tiles};
 use super::tile::{self, PAD, with_mr};
 use crate::config::HEAD_SIZE;
 
@@ -42,6 +42,8 @@ const KEYS: usize = 512;
 const SCORE_STRIDE: usize = KEYS + PAD;
 /// From one query to the next, in f32.
 const QUERY_STRIDE: usize = HEAD_SIZE + PAD;
+/// Vectors of scores that become weights side by side.
+const GROUP: usize = 4;
 /// 64^-½
 const SCALE: f32 = 0.125;
 
@@ -193,16 +195,17 @@ fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_, '_>) {
                 greatest[i] = before.max(s.reduce_max(peaks[i]));
                 let shift = s.splat(-greatest[i] * LOG2_E);
                 // e^(m − m'); in the first block 2^-126 of nothing.
-                decay[i] = exp2(s, s.mul_add(s.splat(before), log2_e, shift));
+                decay[i] = s.exp2([s.mul_add(s.splat(before), log2_e, shift)])[0];
                 let mut sum = s.mul(total[i], decay[i]);
                 let scores = &mut scores[i * SCORE_STRIDE..][..count.next_multiple_of(S::NR)];
-                for score in scores.chunks_exact_mut(S::LANES) {
-                    // SAFETY: `score` has LANES elements.
-                    unsafe {
-                        let p = exp2(s, s.mul_add(s.load(score.as_ptr()), log2_e, shift));
-                        s.store(score.as_mut_ptr(), p);
-                        sum = s.add(sum, p);
+                let (groups, rest) = scores.as_chunks_mut::<{ GROUP * MAX_LANES }>();
+                for group in groups {
+                    for scores in group.chunks_exact_mut(GROUP * S::LANES) {
+                        sum = weigh::<S, GROUP>(s, scores, shift, sum);
                     }
+                }
+                for scores in rest.chunks_exact_mut(S::LANES) {
+                    sum = weigh::<S, 1>(s, scores, shift, sum);
                 }
                 total[i] = sum;
             }
@@ -235,6 +238,25 @@ fn attend<S: Simd, const MR: usize>(s: S, head: Head<'_, '_>) {
             }
         }
     }
+}
+
+/// Makes weights of the scores of a row, N vectors of them, and adds them up.
+#[inline(always)]
+fn weigh<S: Simd, const N: usize>(s: S, scores: &mut [f32], shift: S::V, sum: S::V) -> S::V {
+    assert!(scores.len() == N * S::LANES);
+    let mut p = [shift; N];
+    for (p, scores) in p.iter_mut().zip(scores.chunks_exact(S::LANES)) {
+        // SAFETY: `scores` has LANES elements.
+        *p = s.mul_add(unsafe { s.load(scores.as_ptr()) }, s.splat(LOG2_E), shift);
+    }
+    let p = s.exp2(p);
+    let mut sum = sum;
+    for (p, scores) in p.into_iter().zip(scores.chunks_exact_mut(S::LANES)) {
+        // SAFETY: `scores` has LANES elements.
+        unsafe { s.store(scores.as_mut_ptr(), p) };
+        sum = s.add(sum, p);
+    }
+    sum
 }
 
 /// Packs rows `rows` and columns `k` of `keys`, `[.., width]`, as a panel of B: `to[step · NR + row]`.

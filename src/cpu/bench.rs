@@ -110,7 +110,7 @@ impl Stages {
     }
 }
 
-/// Products of tiles, their operands in the L1 cache.
+/// Products of tiles, their operands in the L1 cache. Not zeros: those take less power, and so go a fifth faster.
 struct Products {
     steps: usize,
 }
@@ -128,17 +128,27 @@ impl Kernel for Products {
         const OPERAND: usize = BLOCKS * tiles::SPLIT / 2; // in f32
         let calls = self.steps.div_ceil(BLOCKS);
         with_scratch(OPERAND + tiles::ACC, |scratch| {
-            scratch.fill(0.0);
             let (operand, acc) = scratch.split_at_mut(OPERAND);
-            let operand = operand.as_ptr().cast::<u16>();
-            let ahead = tiles::Ahead { kilobytes: operand.cast(), lines: operand.cast() };
+            acc.fill(0.0);
+            let operand: &mut [u16] = bytemuck::cast_slice_mut(operand);
+            for (i, x) in operand.iter_mut().enumerate() {
+                // Any sign and significand, of 1 to 2.
+                *x = 0x3f80 | (i * 40503 >> 4 & 0x807f) as u16;
+            }
+            let operand = operand.as_ptr();
             s.with_tiles(
                 #[inline(always)]
                 || {
                     for _ in 0..calls {
                         // SAFETY: BLOCKS blocks, and the accumulators of one tile.
                         unsafe {
-                            s.add_products::<false>(BLOCKS, operand, operand, acc.as_mut_ptr(), false, ahead)
+                            s.add_products::<3>(
+                                BLOCKS,
+                                (operand, operand),
+                                acc.as_mut_ptr(),
+                                false,
+                                |_, _| {},
+                            )
                         };
                     }
                 },

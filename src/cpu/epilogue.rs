@@ -19,9 +19,6 @@ pub(crate) trait Epilogue: Sync {
     /// # Safety
     /// Nobody else has to do with these elements of the output meanwhile.
     unsafe fn store<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, acc: [S::V; 2]);
-
-    /// Brings nearer what [`Epilogue::store`] will write of row `row` from `column` on, 32 elements.
-    fn expect<S: Simd>(&self, s: S, row: usize, column: usize);
 }
 
 /// An output whose tasks write disjoint elements at the same time, `[rows, width]`.
@@ -40,12 +37,6 @@ impl<'a> Output<'a> {
     /// Borrows `data` as rows of `width` elements.
     pub(crate) fn new(data: &'a mut [f16], width: usize) -> Self {
         Self { first: data.as_mut_ptr(), rows: data.len() / width, width, _lent: PhantomData }
-    }
-
-    /// Where element `column` of row `row` is, for prefetching: it need not be one.
-    #[inline(always)]
-    pub(crate) fn address(&self, row: usize, column: usize) -> *const u8 {
-        self.first.wrapping_add(row * self.width + column).cast()
     }
 
     /// Returns elements `column .. column + count` of row `row`.
@@ -102,11 +93,6 @@ impl Epilogue for Store<'_> {
         // SAFETY: the caller's promise. Beyond `count`, accumulators and bias are zeros, and so is what is made of them.
         unsafe { self.y.put(s, row, column, count, v) };
     }
-
-    #[inline(always)]
-    fn expect<S: Simd>(&self, s: S, row: usize, column: usize) {
-        self.y.expect(s, row, column);
-    }
 }
 
 /// `y = y + (acc + bias)`: the residual is where the result goes.
@@ -128,11 +114,6 @@ impl Epilogue for AddTo<'_> {
             s.store_f16_slice(&mut y[range], v);
         }
     }
-
-    #[inline(always)]
-    fn expect<S: Simd>(&self, s: S, row: usize, column: usize) {
-        s.prefetch_write(self.y.address(row, column));
-    }
 }
 
 /// `y[b · T + 1 + p] = acc + position[1 + p]` for row b · P + p: the patches of each image, below the row of
@@ -145,11 +126,6 @@ pub(crate) struct Embed<'a> {
 }
 
 impl Epilogue for Embed<'_> {
-    #[inline(always)]
-    fn expect<S: Simd>(&self, s: S, row: usize, column: usize) {
-        s.prefetch_write(self.y.address(row / (self.tokens - 1) + 1 + row, column));
-    }
-
     #[inline(always)]
     unsafe fn store<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, acc: [S::V; 2]) {
         let patches = self.tokens - 1;
@@ -173,16 +149,6 @@ pub(crate) struct Scatter<'a, 'b> {
 }
 
 impl Epilogue for Scatter<'_, '_> {
-    #[inline(always)]
-    fn expect<S: Simd>(&self, s: S, row: usize, column: usize) {
-        let patch = row % self.patches;
-        for block in self.targets[row / self.patches] {
-            if patch < block.len() {
-                s.prefetch_write(block.row_ptr(patch).wrapping_add(column).cast());
-            }
-        }
-    }
-
     #[inline(always)]
     unsafe fn store<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, acc: [S::V; 2]) {
         let bias = &self.bias[column..column + count];

@@ -28,7 +28,7 @@ use rayon::prelude::*;
 
 use super::epilogue::Epilogue;
 use super::operand::{Input, Rows};
-use super::packed::{Packed, panel_width};
+use super::packed::{Packed, Panel, panel_width};
 use super::scratch::with_scratch;
 use super::simd::{Kernel, MAX_LANES, Machine, Simd, tiles};
 use super::tile::{self, Ahead, PAD, with_mr};
@@ -62,19 +62,20 @@ impl<E: Epilogue> Kernel for Linear<'_, E> {
         let ((rows, k), n) = (x.shape(), weight.n());
         assert_eq!(k, weight.k(), "one K");
         let height = if S::TILES { tiles::PANEL } else { S::MR };
-        let columns = n.div_ceil(TASK_COLUMNS);
+        let task_columns = if S::TILES { tiled::TASK_COLUMNS } else { TASK_COLUMNS };
+        let columns = n.div_ceil(task_columns);
         let panels = rows.div_ceil(height);
         // Enough tasks that threads end together, and none with more rows than its partial sums may have;
         // but each converts its part of W itself, so no more than that.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(columns).min(panels.div_ceil(8));
         let splits = wanted.max(rows.div_ceil(TASK_ROWS)).max(1);
         let share = panels.div_ceil(splits);
-        let per_task = TASK_COLUMNS / panel_width::<S>();
-        let weights: Vec<&[f16]> = weight.panels::<S>().collect();
+        let per_task = task_columns / panel_width::<S>();
+        let weights: Vec<Panel<'_>> = weight.panels::<S>().collect();
         (0..columns * splits).into_par_iter().with_max_len(1).for_each(|task| {
             let (column, split) = (task / splits, task % splits);
             let rows = (split * share * height).min(rows)..((split + 1) * share * height).min(rows);
-            let columns = column * TASK_COLUMNS..((column + 1) * TASK_COLUMNS).min(n);
+            let columns = column * task_columns..((column + 1) * task_columns).min(n);
             let weights = &weights[column * per_task..weights.len().min((column + 1) * per_task)];
             match x {
                 Input::Rows(x) => {
@@ -86,7 +87,7 @@ impl<E: Epilogue> Kernel for Linear<'_, E> {
                 }
                 Input::Split { data, .. } => {
                     assert!(S::TILES, "split panels are for machines with tiles");
-                    let len = tiled::scratch_len(rows.len(), weights.len(), k);
+                    let len = tiled::scratch_len(rows.len(), weights, k);
                     let x = data;
                     with_scratch(len, |scratch| {
                         s.vectorize(tiled::Task { x, k, weights, rows, columns, epilogue, scratch });
@@ -116,7 +117,7 @@ pub(crate) fn widen<S: Simd>(s: S, from: &[f16], to: &mut [f32]) {
 /// Some columns of Y for some of its rows.
 struct Task<'a, E> {
     x: Rows<'a>,              // [M, K]
-    weights: &'a [&'a [f16]], // the panels of `columns`, each [K][NR]
+    weights: &'a [Panel<'a>], // those of `columns`, each [K][NR]
     rows: Range<usize>,
     columns: Range<usize>,
     epilogue: &'a E,
@@ -153,6 +154,7 @@ fn run_task<S: Simd, const MR: usize>(s: S, task: Task<'_, impl Epilogue>) {
         let kc = S::KC.min(k - k0);
         let b = &mut b[..kc * width];
         for (b, panel) in b.chunks_exact_mut(kc * S::NR).zip(weights) {
+            let Panel::F16(panel) = panel else { unreachable!("bf16 is for machines with tiles") };
             widen(s, &panel[k0 * S::NR..][..kc * S::NR], b);
         }
         // Rows of X that the next panel takes, to be fetched by the tiles of this one.

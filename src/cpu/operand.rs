@@ -203,20 +203,6 @@ pub(crate) enum Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Brings nearer what [`Sink::put`] will write of row `row` from `column` on, up to 32 elements.
-    #[inline(always)]
-    pub(crate) fn expect<S: Simd>(&self, s: S, row: usize, column: usize) {
-        match self {
-            Sink::Rows(output) => s.prefetch_write(output.address(row, column)),
-            Sink::Split { data, blocks, .. } => {
-                let block = row / tiles::PANEL * blocks + column / tiles::PANEL;
-                let line = block * (tiles::SPLIT / tiles::PANEL) + row % tiles::PANEL;
-                s.prefetch_write(data.address(line, 0));
-                s.prefetch_write(data.address(line + tiles::PANEL, 0));
-            }
-        }
-    }
-
     /// Stores elements `column .. column + count` of row `row`, rounded to fp16: the first `count` of `v`, `1 ..= NR`;
     /// `column` is a multiple of NR.
     ///

@@ -17,7 +17,7 @@ const HUGE: usize = 2 << 20;
 #[derive(Debug)]
 enum Memory {
     Lines(Vec<Line>),
-    /// For what fills half a huge page or more, huge pages, where the system has them: weights and panels are read front
+    /// For what fills a quarter of a huge page or more, huge pages, where the system has them: weights and panels are read front
     /// to back, and looking up small pages took 3 % of that. The bytes begin at the offset.
     Huge(MmapMut, usize),
 }
@@ -25,7 +25,7 @@ enum Memory {
 impl Memory {
     /// Takes `bytes` of zeros from the system, which gives them when they are touched; `None` if there are not so many.
     fn zeroed(bytes: usize) -> Option<Self> {
-        if cfg!(target_os = "linux") && bytes >= HUGE / 2 {
+        if cfg!(target_os = "linux") && bytes >= HUGE / 4 {
             let len = bytes.checked_next_multiple_of(HUGE)?;
             let map = MmapMut::map_anon(len.checked_add(HUGE)?).ok()?;
             let offset = map.as_ptr().align_offset(HUGE);

@@ -56,7 +56,7 @@ fn exp2_is_accurate_over_its_range() {
         for (x, y) in xs.iter().zip(machine.vectorize(Apply { xs: &xs, op: Op::Exp2 })) {
             worst = worst.max((f64::from(y) / f64::from(*x).exp2() - 1.0).abs());
         }
-        assert!(worst < 1.1e-7, "{machine:?}: {worst:e}");
+        assert!(worst < 1.5e-7, "{machine:?}: {worst:e}");
     });
 }
 

@@ -1,4 +1,4 @@
-use half::f16;
+use half::{bf16, f16};
 
 use super::*;
 use crate::cpu::activation::{gelu, quick_gelu};
@@ -21,6 +21,8 @@ const SHAPES: [(usize, usize, usize); 8] = [
 ];
 
 /// x `[M, K]`, weight `[N, K]`, bias `[N]`, something to add to `[M, N]`.
+///
+/// Of the weights, those of every other 32 columns of Y are bf16, or, where M is even, all.
 struct Case {
     m: usize,
     k: usize,
@@ -34,12 +36,19 @@ struct Case {
 impl Case {
     fn new((m, k, n): (usize, usize, usize)) -> Self {
         let mut random = Random::new((m * 31 + k * 7 + n) as u64);
+        let x = random.halves(m * k, 0.1, 1.0);
+        let mut weight = random.halves(n * k, 0.0, 0.5 / (k as f64).sqrt());
+        for (column, weight) in weight.chunks_exact_mut(k).enumerate() {
+            if column / 32 % 2 == 1 || m % 2 == 0 {
+                weight.iter_mut().for_each(|w| *w = f16::from_f32(bf16::from_f32(w.to_f32()).to_f32()));
+            }
+        }
         Self {
             m,
             k,
             n,
-            x: random.halves(m * k, 0.1, 1.0),
-            weight: random.halves(n * k, 0.0, 0.5 / (k as f64).sqrt()),
+            x,
+            weight,
             bias: random.halves(n, 0.0, 0.5),
             residual: random.halves(m * n, 0.0, 1.0),
         }
@@ -98,7 +107,7 @@ fn sink(y: &mut [f16], width: usize) -> Sink<'_> {
 /// One element of a product in the order that `tiles` promises.
 fn tile_chain(x: &[f16], w: &[f16]) -> f32 {
     let split = |x: f16| {
-        let upper = half::bf16::from_f32(x.to_f32()).to_f32();
+        let upper = bf16::from_f32(x.to_f32()).to_f32();
         [upper, x.to_f32() - upper]
     };
     let mut acc = 0.0f32;

@@ -11,8 +11,8 @@
 //!   tmm2 += A₁ B₀    tmm3 += A₁ B₁        B in tmm6, tmm7
 //!
 //!   a step: upper · upper, lower · upper, upper · lower: 12 products for 10 loads; where sums must be exact, lower · lower
-//!   as well. A product takes the unit 16 cycles
-//!   and a load 8, so the loads hide behind the products as long as the tiles come from L2 or nearer.
+//!   as well; 8 products for 6 loads where B is bf16. A product takes the unit 16 cycles and a load 8, so the loads hide
+//!   behind the products as long as the tiles come from L2 or nearer.
 //! ```
 //!
 //! # Source
@@ -22,7 +22,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::LazyLock;
 
-use super::tiles::Ahead;
+use super::tiles::{BLOCK, SPLIT};
 
 /// What LDTILECFG reads: palette 1, eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -115,16 +115,14 @@ impl Drop for Configured {
 /// # Safety
 /// As there; the CPU has AMX and a [`Configured`] of this thread lives.
 #[inline(always)]
-pub(super) unsafe fn add_products<const EXACT: bool>(
+pub(super) unsafe fn add_products<const TERMS: usize>(
     steps: usize,
-    a: *const u16,
-    b: *const u16,
+    (mut a, mut b): (*const u16, *const u16),
     acc: *mut f32,
     fresh: bool,
-    ahead: Ahead,
+    mut meanwhile: impl FnMut(usize, usize),
 ) {
-    // SAFETY: within A and B for so many steps, and within the four tiles of `acc`, by the caller's promise; prefetches
-    // do not fault.
+    // SAFETY: within A and B for so many steps, and within the four tiles of `acc`, by the caller's promise.
     unsafe {
         if fresh {
             asm!(
@@ -145,78 +143,55 @@ pub(super) unsafe fn add_products<const EXACT: bool>(
                 options(nostack, readonly, preserves_flags)
             );
         }
-        // The fourth product, or nothing.
-        macro_rules! steps {
-            ($($lower:literal),*) => {
+        // A product of 32 × 32 by 32 × 32, after the loads of what it needs that is not there.
+        macro_rules! product {
+            ($($load:literal),*) => {
                 asm!(
-                "2:",
-                "tileloadd tmm6, [{b} + {row}*1]",
-                "tileloadd tmm4, [{a} + {row}*1]",
-                "tileloadd tmm7, [{b} + {row}*1 + 1024]",
-                "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "prefetcht1 [{ahead}]",
-                "prefetcht1 [{ahead} + 64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "prefetcht1 [{ahead} + 128]",
-                "prefetcht1 [{ahead} + 192]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "prefetcht1 [{ahead} + 256]",
-                "prefetcht1 [{ahead} + 320]",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "prefetcht1 [{ahead} + 384]",
-                "prefetcht1 [{ahead} + 448]",
-                "tileloadd tmm4, [{a} + {row}*1 + 2048]",
-                "tileloadd tmm5, [{a} + {row}*1 + 3072]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "prefetcht1 [{ahead} + 512]",
-                "prefetcht1 [{ahead} + 576]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "prefetcht1 [{ahead} + 640]",
-                "prefetcht1 [{ahead} + 704]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "prefetcht1 [{ahead} + 768]",
-                "prefetcht1 [{ahead} + 832]",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "prefetcht1 [{ahead} + 896]",
-                "prefetcht1 [{ahead} + 960]",
-                "prefetcht1 [{line}]",
-                "tileloadd tmm6, [{b} + {row}*1 + 2048]",
-                "tileloadd tmm4, [{a} + {row}*1]",
-                "tileloadd tmm7, [{b} + {row}*1 + 3072]",
-                "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                $($lower,)*
-                "add {a}, 4096",
-                "add {b}, 4096",
-                "add {ahead}, 1024",
-                "add {line}, 64",
-                "dec {steps}",
-                "jnz 2b",
-                a = inout(reg) a => _,
-                b = inout(reg) b => _,
-                ahead = inout(reg) ahead.kilobytes => _,
-                line = inout(reg) ahead.lines => _,
-                steps = inout(reg) steps => _,
-                row = in(reg) 64usize,
-                options(nostack, readonly)
+                    $($load,)*
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    a = in(reg) a,
+                    b = in(reg) b,
+                    row = in(reg) 64usize,
+                    options(nostack, readonly, preserves_flags)
                 )
             };
         }
-        if steps > 0 && EXACT {
-            steps!(
-                "tileloadd tmm4, [{a} + {row}*1 + 2048]",
-                "tileloadd tmm5, [{a} + {row}*1 + 3072]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7"
+        for step in 0..steps {
+            product!(
+                "tileloadd tmm6, [{b} + {row}*1]",
+                "tileloadd tmm4, [{a} + {row}*1]",
+                "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+                "tileloadd tmm5, [{a} + {row}*1 + 1024]"
             );
-        } else if steps > 0 {
-            steps!();
+            meanwhile(step, 0);
+            product!(
+                "/* {b} */",
+                "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+                "tileloadd tmm5, [{a} + {row}*1 + 3072]"
+            );
+            meanwhile(step, 1);
+            if TERMS > 2 {
+                product!(
+                    "tileloadd tmm6, [{b} + {row}*1 + 2048]",
+                    "tileloadd tmm4, [{a} + {row}*1]",
+                    "tileloadd tmm7, [{b} + {row}*1 + 3072]",
+                    "tileloadd tmm5, [{a} + {row}*1 + 1024]"
+                );
+                meanwhile(step, 2);
+            }
+            if TERMS > 3 {
+                product!(
+                    "/* {b} */",
+                    "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+                    "tileloadd tmm5, [{a} + {row}*1 + 3072]"
+                );
+                meanwhile(step, 3);
+            }
+            a = a.wrapping_add(SPLIT);
+            b = b.wrapping_add(if TERMS == 2 { BLOCK } else { SPLIT });
         }
         asm!(
             "tilestored [{acc} + {row}*1], tmm0",

@@ -37,6 +37,7 @@ pub(crate) mod tiles;
 
 use portable::Portable;
 
+use super::activation::exp2_by_rounding;
 use crate::error::{Error, Result};
 
 /// The most lanes that any [`Simd`] has.
@@ -85,6 +86,15 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `a · 2^n` for integers |n| ≤ 126 where a and the result are normal.
     fn mul_pow2(self, a: Self::V, n: Self::V) -> Self::V;
+    /// `2^a` for a ≤ 126, to 1.5e-7 of it; 2^-126 for a < -126. NaN stays NaN. A chain of a dozen instructions, so the
+    /// more vectors go side by side the better, up to eight.
+    #[inline(always)]
+    fn exp2<const N: usize>(self, a: [Self::V; N]) -> [Self::V; N] {
+        a.map(
+            #[inline(always)]
+            |a| exp2_by_rounding(self, a),
+        )
+    }
     /// The sum of all lanes, in a fixed order.
     fn reduce_add(self, a: Self::V) -> f32;
     /// The greatest lane; unspecified if any is NaN.
@@ -92,12 +102,6 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
 
     /// Brings the cache line at `at` into the L2 cache, if it can be had; any address will do.
     fn prefetch(self, at: *const u8);
-
-    /// Brings the cache line at `at` into the L1 cache, to be written, if it can be had; any address will do.
-    #[inline(always)]
-    fn prefetch_write(self, at: *const u8) {
-        let _ = at;
-    }
 
     /// Loads `LANES` f32.
     ///
@@ -124,6 +128,23 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     /// # Safety
     /// Each of the `LANES` rows of `from` is readable, and of `to` writable, for `LANES` elements.
     unsafe fn transpose_f16(self, from: *const f16, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// Transposes 16 × 16 pairs: pair `c` of row `r` becomes pair `r` of `to`'s row `c`, `[16][32]`.
+    #[inline(always)]
+    fn transpose_pairs(self, rows: &[&[f16; 32]; 16], to: &mut [f16; 512]) {
+        for (column, to) in to.chunks_exact_mut(32).enumerate() {
+            for (to, row) in to.chunks_exact_mut(2).zip(rows) {
+                to.copy_from_slice(&row[2 * column..][..2]);
+            }
+        }
+    }
+
+    /// Makes pairs of one element of `even` and one of `odd`.
+    #[inline(always)]
+    fn zip_f16(self, even: &[f16; 16], odd: &[f16; 16], to: &mut [f16; 32]) {
+        for (to, pair) in to.chunks_exact_mut(2).zip(even.iter().zip(odd)) {
+            to.copy_from_slice(&[*pair.0, *pair.1]);
+        }
+    }
 
     /// Rounds to fp16, to nearest, ties to even, and back.
     fn round_f16(self, a: Self::V) -> Self::V;
@@ -137,6 +158,20 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
         unsafe { tiles::store_split(self, upper, lower, a) }
     }
 
+    /// Splits the numbers of two vectors, none of them negative, infinite or NaN, in two bf16 each to within 2^-16, and stores
+    /// the `2 · LANES` of each.
+    ///
+    /// # Safety
+    /// `upper` and `lower` are writable for `2 · LANES` elements.
+    #[inline(always)]
+    unsafe fn store_split_pair(self, upper: *mut u16, lower: *mut u16, a: [Self::V; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            tiles::store_split(self, upper, lower, a[0]);
+            tiles::store_split(self, upper.add(Self::LANES), lower.add(Self::LANES), a[1]);
+        }
+    }
+
     /// Runs `work`, which calls [`Simd::add_products`].
     #[inline(always)]
     fn with_tiles<R>(self, work: impl FnOnce() -> R) -> R {
@@ -144,24 +179,25 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     }
 
     /// `acc + A · B`, or without the sum `A · B` if `fresh`, over so many steps of k, in the order that [`tiles`] gives;
-    /// with all four products if `EXACT`.
+    /// with the first `TERMS` of its four products, 2 to 4. After each of them `meanwhile`, which gets the numbers of step and
+    /// product, has the vectors: they are free while the tiles multiply, and some 500 instructions are what the processor
+    /// looks ahead.
     ///
     /// # Safety
-    /// `a` and `b` are readable for `steps` blocks of [`tiles::SPLIT`] elements, `acc` is readable and writable for
-    /// [`tiles::ACC`]; a call of [`Simd::with_tiles`] is around it.
+    /// `a` is readable for `steps` blocks of [`tiles::SPLIT`] elements, `b` too, or with two terms for blocks of
+    /// [`tiles::BLOCK`], upper halves alone; `acc` is readable and writable for [`tiles::ACC`]; a call of
+    /// [`Simd::with_tiles`] is around it; `meanwhile` keeps off all of them.
     #[inline(always)]
-    unsafe fn add_products<const EXACT: bool>(
+    unsafe fn add_products<const TERMS: usize>(
         self,
         steps: usize,
-        a: *const u16,
-        b: *const u16,
+        (a, b): (*const u16, *const u16),
         acc: *mut f32,
         fresh: bool,
-        ahead: tiles::Ahead,
+        meanwhile: impl FnMut(usize, usize),
     ) {
-        let _ = ahead;
         // SAFETY: the caller's promise.
-        unsafe { tiles::add_products::<EXACT>(steps, a, b, acc, fresh) }
+        unsafe { tiles::add_products::<TERMS>(steps, (a, b), acc, fresh, meanwhile) }
     }
 
     /// Loads the first `LANES` elements of a slice, or all of a shorter one and zeros.

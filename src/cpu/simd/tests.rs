@@ -238,3 +238,75 @@ fn transposes_and_touches_nothing_else() {
         }
     });
 }
+
+/// 16 rows of 32 fp16: transposed as pairs, and the first two zipped.
+struct Pairs<'a>(&'a [[f16; 32]; 16]);
+
+impl Kernel for Pairs<'_> {
+    type Output = ([f16; 512], [f16; 32]);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let (mut transposed, mut zipped) = ([f16::NAN; 512], [f16::NAN; 32]);
+        s.transpose_pairs(&self.0.each_ref(), &mut transposed);
+        let [even, odd] = [0, 1].map(|row| self.0[row].first_chunk().unwrap());
+        s.zip_f16(even, odd, &mut zipped);
+        (transposed, zipped)
+    }
+}
+
+#[test]
+fn pairs_go_where_they_belong() {
+    let mut bits = 0;
+    let rows = [[(); 32]; 16].map(|row| {
+        row.map(|()| {
+            bits += 77;
+            f16::from_bits(bits)
+        })
+    });
+    on_every_machine(|machine| {
+        let (transposed, zipped) = machine.vectorize(Pairs(&rows));
+        for (i, x) in transposed.iter().enumerate() {
+            let (pair, row, odd) = (i / 32, i % 32 / 2, i % 2);
+            assert_eq!(x.to_bits(), rows[row][2 * pair + odd].to_bits(), "{machine:?} {i}");
+        }
+        for (i, x) in zipped.iter().enumerate() {
+            assert_eq!(x.to_bits(), rows[i % 2][i / 2].to_bits(), "{machine:?} {i}");
+        }
+    });
+}
+
+/// Two vectors, split: what the halves add up to.
+struct SplitPairs<'a>(&'a [f32]);
+
+impl Kernel for SplitPairs<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<f32> {
+        let value = |bits: u16| half::bf16::from_bits(bits).to_f32();
+        let pairs = self.0.chunks_exact(S::NR).flat_map(|x| {
+            let (mut upper, mut lower) = ([0; 2 * MAX_LANES], [0; 2 * MAX_LANES]);
+            // SAFETY: two vectors of `x`, and room for as many of each half.
+            unsafe {
+                let x = [s.load(x.as_ptr()), s.load(x.as_ptr().add(S::LANES))];
+                s.store_split_pair(upper.as_mut_ptr(), lower.as_mut_ptr(), x);
+            }
+            (0..S::NR).map(move |i| value(upper[i]) + value(lower[i]))
+        });
+        pairs.collect()
+    }
+}
+
+#[test]
+fn halves_of_a_pair_add_up() {
+    let mut random = Random::new(5);
+    let mut xs: Vec<f32> = (0..640).map(|_| (8.0 * random.normal()).exp() as f32).collect();
+    xs[..4].copy_from_slice(&[0.0, 1.0, 2f32.powi(-126), 1.0 - f32::EPSILON / 2.0]);
+    on_every_machine(|machine| {
+        for (x, sum) in xs.iter().zip(machine.vectorize(SplitPairs(&xs))) {
+            let error = (f64::from(sum) - f64::from(*x)).abs();
+            assert!(error <= 2f64.powi(-16) * f64::from(*x), "{machine:?} {x:e}: {sum:e}");
+        }
+    });
+}

@@ -9,8 +9,9 @@
 //! The split is exact, and so is each product of two bf16 in f32: three products at sixteen times the rate of an f32
 //! multiply-add. The fourth is left out of linear layers: it is of random sign and at most 2^-16 of a term, where the fp16
 //! that the terms were rounded to has errors of 2^-12, and the result is rounded to it again. Scores of attention, which
-//! are exponents, have all four. An infinity splits into itself and a NaN: it
-//! comes out as a NaN, which the sequence's check reports as it does an infinity.
+//! are exponents, have all four. Where all of B is bf16 to begin with, as weights mostly are, its lower halves are zeros and
+//! two products are exact. An infinity splits into itself and a NaN: it comes out as a NaN, which the sequence's check
+//! reports as it does an infinity.
 //!
 //! # Layout
 //! 32 rows (of A) or columns (of B) are a panel, 32 steps of k of a panel a block:
@@ -21,7 +22,8 @@
 //!   acc:                               [2 halves of A][2 halves of B][16 rows][16 columns]   f32
 //! ```
 //!
-//! K and the rows are padded to whole blocks: with zeros along K, with anything along the rows.
+//! K and the rows are padded to whole blocks: with zeros along K, with anything along the rows. A B of bf16 is without
+//! its lower halves.
 //!
 //! # Numerics
 //! The order of a sum is fixed by k alone: block by block; in a block first upper · upper, then lower · upper, then upper
@@ -41,17 +43,6 @@ pub(crate) const BLOCK: usize = PANEL * PANEL;
 pub(crate) const SPLIT: usize = 2 * BLOCK;
 /// Accumulators of one panel of A with one of B.
 pub(crate) const ACC: usize = PANEL * PANEL;
-
-/// Memory that will be needed soon, brought into the L2 cache while products are at work, if it can be had. Any address
-/// will do.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by the hardware of AMX alone"))]
-pub(crate) struct Ahead {
-    /// 1 KiB of it each step.
-    pub(crate) kilobytes: *const u8,
-    /// A cache line of it each step.
-    pub(crate) lines: *const u8,
-}
 
 /// Where row `row` of A, or the pair of k that holds it, begins in its half-block: element `k` of `row`, both below
 /// [`PANEL`], is at `row_of_a(row) + k`.
@@ -94,18 +85,19 @@ pub(super) unsafe fn store_split<S: Simd>(s: S, upper: *mut u16, lower: *mut u16
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn add_products<const EXACT: bool>(
+pub(super) unsafe fn add_products<const TERMS: usize>(
     steps: usize,
-    a: *const u16,
-    b: *const u16,
+    (a, b): (*const u16, *const u16),
     acc: *mut f32,
     fresh: bool,
+    mut meanwhile: impl FnMut(usize, usize),
 ) {
+    let block_of_b = if TERMS == 2 { BLOCK } else { SPLIT };
     // SAFETY: the caller's promise.
     let (a, b, acc) = unsafe {
         (
             std::slice::from_raw_parts(a, steps * SPLIT),
-            std::slice::from_raw_parts(b, steps * SPLIT),
+            std::slice::from_raw_parts(b, steps * block_of_b),
             std::slice::from_raw_parts_mut(acc, ACC),
         )
     };
@@ -113,10 +105,10 @@ pub(super) unsafe fn add_products<const EXACT: bool>(
         acc.fill(0.0);
     }
     let value = |bits: u16| bf16::from_bits(bits).to_f32();
-    for (a, b) in a.chunks_exact(SPLIT).zip(b.chunks_exact(SPLIT)) {
+    for (step, (a, b)) in a.chunks_exact(SPLIT).zip(b.chunks_exact(block_of_b)).enumerate() {
         let ((a_upper, a_lower), (b_upper, b_lower)) = (a.split_at(BLOCK), b.split_at(BLOCK));
         let products = [(a_upper, b_upper), (a_lower, b_upper), (a_upper, b_lower), (a_lower, b_lower)];
-        for (a, b) in products.into_iter().take(if EXACT { 4 } else { 3 }) {
+        for (term, (a, b)) in products.into_iter().take(TERMS).enumerate() {
             for row in 0..PANEL {
                 for column in 0..PANEL {
                     let mut sums = [0.0f32; 2];
@@ -127,6 +119,7 @@ pub(super) unsafe fn add_products<const EXACT: bool>(
                     acc[row_of_acc(row, column)] += sums[0] + sums[1];
                 }
             }
+            meanwhile(step, term);
         }
     }
 }
