@@ -7,8 +7,9 @@ Random weights (the arithmetic does not care); environment of tests/oracle/requi
 interleaved: each runs every engine once, so that a busy machine hurts all alike. Reported: best and median wall
 time, GFLOP/s of the best at 0.941 TFLOP per image, its share of the machine's measured peak of f32 multiply-adds (more
 than all of it where products go through AMX), and how far the result is from torch's in f32. With --ours, `imagehere
-encode` takes part on DIR (made by `imagehere synth vl-7b-vision`), by the `encode_s` that it reports, and once more
-without AMX where there is AMX; the last lines give its ratio to the best f32 engine, and its resize beside Pillow's.
+bench` takes part on DIR (made by `imagehere synth vl-7b-vision`), by the encode that it reports, warm as the others are,
+and once more without AMX where there is AMX; the last lines give its ratio to the best f32 engine, what `imagehere encode`
+needs, and its resize beside Pillow's.
 """
 
 import argparse
@@ -191,22 +192,25 @@ def resize(binary, model, work):
 
 
 def ours(binary, model, work, threads, **more):
-    """A function that runs `imagehere encode` once and returns its report."""
+    """Two functions: one runs `imagehere encode` and returns its report, one returns the seconds of a warm encode.
+
+    Warm as the engines are that live in this process: `imagehere bench` opens, encodes once, and times the next."""
     from PIL import Image
 
     picture = work / "picture.png"
     Image.linear_gradient("L").resize((490, 490)).convert("RGB").save(picture)
-    command = [binary, "encode", "--model", model, "--raw", "--prompt", "<ImageHere>", "--image", picture,
-               "--out", work / "out.safetensors", "--device", "cpu", "--json"]  # fmt: skip
+    common = ["--model", model, "--image", picture, "--device", "cpu", "--json"]
+    encode = [binary, "encode", *common, "--raw", "--prompt", "<ImageHere>", "--out", work / "out.safetensors"]
+    bench = [binary, "bench", *common, "--repeat", "1"]
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)} | more
 
-    def run():
+    def run(command):
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
-            sys.exit(f"imagehere encode failed ({done.returncode}):\n{done.stderr}")
+            sys.exit(f"imagehere {command[1]} failed ({done.returncode}):\n{done.stderr}")
         return json.loads(done.stdout)
 
-    return run
+    return lambda: run(encode), lambda: next(row["best_s"] for row in run(bench)["rows"] if row["name"] == "encode")
 
 
 def main():
@@ -227,7 +231,7 @@ def main():
         runs = engines(args.threads, work, args.engines.split(","))
         import numpy as np
 
-        reports, times, errors, first, skip = [], {name: [] for name in runs}, {}, None, set()
+        times, errors, first, skip = {name: [] for name in runs}, {}, None, set()
         for name, run in runs.items():  # warm up, and check that all compute the same
             start = time.perf_counter()
             result = run()
@@ -237,10 +241,12 @@ def main():
             errors[name] = error
             bound = next(bound for dtype, bound in [("bf16", 5e-2), ("f16", 5e-3), ("f32", 1e-4)] if dtype in name)
             assert error < bound, (name, error)
-        mine, without = None, None
+        report, mine, without = None, None, None
         if args.ours:
-            mine = ours(args.ours, args.model, work, args.threads)
-            without = ours(args.ours, args.model, work, args.threads, IMAGEHERE_CPU_ISA="avx512") if has_amx() else None
+            encode, mine = ours(args.ours, args.model, work, args.threads)
+            report = encode()
+            if has_amx():
+                without = ours(args.ours, args.model, work, args.threads, IMAGEHERE_CPU_ISA="avx512")[1]
         for i in range(args.rounds):
             for name, run in runs.items():
                 if name in skip and i > 0:
@@ -250,10 +256,9 @@ def main():
                 times[name].append(time.perf_counter() - start)
                 time.sleep(0.3)  # let its threads go to sleep
             if mine:
-                reports.append(mine())
-                times.setdefault("imagehere fp16", []).append(reports[-1]["timings"]["encode_s"])
+                times.setdefault("imagehere fp16", []).append(mine())
             if without:
-                times.setdefault("imagehere no AMX", []).append(without()["timings"]["encode_s"])
+                times.setdefault("imagehere no AMX", []).append(without())
         if peak:
             peak = max(peak, fma_peak(args.threads))  # the machine may have been busy
         pillow, resized = resize(args.ours, args.model, work) if mine else (None, None)
@@ -276,9 +281,9 @@ def main():
         us = next(r for r in rows if r["engine"] == "imagehere fp16")
         document["ratio_best"] = us["best_s"] / min(r["best_s"] for r in f32)
         document["ratio_median"] = us["median_s"] / min(r["median_s"] for r in f32)
-        document["peak_bytes"] = max(r["peak_bytes"] for r in reports)
+        document["peak_bytes"] = report["peak_bytes"]
         print(f"imagehere / best f32 engine: {document['ratio_best']:.2f} (best), {document['ratio_median']:.2f} (median); "
-              f"peak memory {document['peak_bytes'] / 1e9:.2f} GB; open {reports[-1]['timings']['open_s']:.2f} s")  # fmt: skip
+              f"peak memory {document['peak_bytes'] / 1e9:.2f} GB; open {report['timings']['open_s']:.2f} s")  # fmt: skip
         document |= dict(resize_hd_s=resized, resize_hd_pillow_s=pillow)
         print(f"1920x1080 to 490x490: {resized * 1e3:.2f} ms, Pillow {pillow * 1e3:.2f} ms: {pillow / resized:.2f} times as fast")
     if args.json:

@@ -37,6 +37,8 @@ pub(crate) mod tiled;
 
 /// Columns of Y in one task, at least; a multiple of every `NR`.
 const TASK_COLUMNS: usize = 128;
+/// Panels of rows in one task, at least.
+const LEAST_PANELS: usize = 8;
 /// Rows of Y in one task, at most: what bounds its partial sums.
 const TASK_ROWS: usize = 1536;
 
@@ -62,12 +64,16 @@ impl<E: Epilogue> Kernel for Linear<'_, E> {
         let ((rows, k), n) = (x.shape(), weight.n());
         assert_eq!(k, weight.k(), "one K");
         let height = if S::TILES { tiles::PANEL } else { S::MR };
-        let task_columns = if S::TILES { tiled::TASK_COLUMNS } else { TASK_COLUMNS };
+        let threads = rayon::current_num_threads();
+        let task_columns = match S::TILES {
+            true => tiled::task_columns(n, rows, threads),
+            false => TASK_COLUMNS,
+        };
         let columns = n.div_ceil(task_columns);
         let panels = rows.div_ceil(height);
         // Enough tasks that threads end together, and none with more rows than its partial sums may have;
         // but each converts its part of W itself, so no more than that.
-        let wanted = (4 * rayon::current_num_threads()).div_ceil(columns).min(panels.div_ceil(8));
+        let wanted = (4 * threads).div_ceil(columns).min(panels.div_ceil(LEAST_PANELS));
         let splits = wanted.max(rows.div_ceil(TASK_ROWS)).max(1);
         let share = panels.div_ceil(splits);
         let per_task = task_columns / panel_width::<S>();

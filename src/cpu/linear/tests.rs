@@ -329,3 +329,16 @@ fn scatters_into_every_target_and_nowhere_else() {
         }
     });
 }
+
+#[test]
+fn tasks_are_as_wide_as_threads_allow() {
+    for (n, rows, threads, columns) in [
+        (1024, 1226, 2, 256),
+        (4096, 1226, 16, 256),
+        (1024, 1226, 16, 128),
+        (1024, 1226, 64, 64),
+        (64, 1, 2, 64),
+    ] {
+        assert_eq!(tiled::task_columns(n, rows, threads), columns, "{n} {rows} {threads}");
+    }
+}

@@ -18,13 +18,14 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::LEAST_PANELS;
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::packed::Panel;
 use crate::cpu::simd::tiles::{ACC, BLOCK, PANEL, SPLIT, row_of_acc};
 use crate::cpu::simd::{Kernel, Simd};
 
-/// Columns of Y in one task, at least: 4 KiB of X are read for 2 KiB of W, from L3 once a task.
-pub(super) const TASK_COLUMNS: usize = 256;
+/// Columns of Y in one task, at most: each task reads all of X, 4 bytes to a number, from L3.
+const TASK_COLUMNS: usize = 256;
 /// Blocks of K in a piece: 8 panels of so many take 512 KiB as bf16, twice that split.
 pub(crate) const BLOCKS: usize = 32;
 
@@ -37,6 +38,13 @@ pub(super) struct Task<'a, E> {
     pub(super) columns: Range<usize>,
     pub(super) epilogue: &'a E,
     pub(super) scratch: &'a mut [f32],
+}
+
+/// Columns of Y `[rows, n]` in one task: half of the most, or a quarter, where otherwise there would be too few tasks.
+pub(super) fn task_columns(n: usize, rows: usize, threads: usize) -> usize {
+    let splits = rows.div_ceil(LEAST_PANELS * PANEL);
+    let enough = |columns: &usize| n.div_ceil(*columns) * splits >= 2 * threads;
+    [TASK_COLUMNS, TASK_COLUMNS / 2].into_iter().find(enough).unwrap_or(TASK_COLUMNS / 4)
 }
 
 /// f32 of a task: the split B, and accumulators.
