@@ -159,7 +159,11 @@ fn measure<'a>(
     let rows = before.into_iter().chain(steps).chain(after).collect();
     let [fma, tiles] = fastest;
     let fma = Peak { name: "fma", what: "f32 multiply-adds", flops: fma };
-    let tiles = Peak { name: "tiles", what: "fp16 products in tiles (half as many again by bf16 weights)", flops: tiles };
+    let tiles = Peak {
+        name: "tiles",
+        what: "fp16 products in tiles (by bf16 weights half as many again)",
+        flops: tiles,
+    };
     let peaks = [fma, tiles].into_iter().filter(|peak| peak.flops > 0.0).collect();
     Ok(Outcome { args, encoder, names, positions: plan.len(), rows, peaks, warnings })
 }
