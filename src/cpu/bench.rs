@@ -133,7 +133,7 @@ impl Kernel for Products {
             let operand: &mut [u16] = bytemuck::cast_slice_mut(operand);
             for (i, x) in operand.iter_mut().enumerate() {
                 // Any sign and significand, of 1 to 2.
-                *x = 0x3f80 | (i * 40503 >> 4 & 0x807f) as u16;
+                *x = 0x3f80 | (((i * 40503) >> 4) & 0x807f) as u16;
             }
             let operand = operand.as_ptr();
             s.with_tiles(

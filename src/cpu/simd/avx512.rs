@@ -159,27 +159,28 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
     }
 
     #[inline(always)]
-    fn exp2<const N: usize>(self, mut a: [__m512; N]) -> [__m512; N] {
+    fn exp2<const N: usize>(self, a: [__m512; N]) -> [__m512; N] {
         // 2^⌊a⌋ · 2^r, r = a − ⌊a⌋ from 0 to 1; 2^r by a minimax polynomial, to 7.5e-8.
         const C: [f32; 6] =
             [0.999_999_94, 0.693_153_1, 0.240_153_61, 0.055_826_318, 0.008_989_34, 0.001_877_576_7];
         const DOWN: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
         op!({
-            let mut r = a;
+            let a = a.map(
+                #[inline(always)]
+                |a| _mm512_max_ps(_mm512_set1_ps(-126.0), a),
+            );
+            let r = a.map(
+                #[inline(always)]
+                |a| _mm512_reduce_ps::<DOWN>(a),
+            );
             let mut p = [_mm512_set1_ps(C[5]); N];
-            for i in 0..N {
-                a[i] = _mm512_max_ps(_mm512_set1_ps(-126.0), a[i]);
-            }
-            for i in 0..N {
-                r[i] = _mm512_reduce_ps::<DOWN>(a[i]);
-            }
             for c in [C[4], C[3], C[2], C[1], C[0]] {
-                for i in 0..N {
-                    p[i] = _mm512_fmadd_ps(p[i], r[i], _mm512_set1_ps(c));
+                for (p, r) in p.iter_mut().zip(r) {
+                    *p = _mm512_fmadd_ps(*p, r, _mm512_set1_ps(c));
                 }
             }
-            for i in 0..N {
-                p[i] = _mm512_scalef_ps(p[i], a[i]);
+            for (p, a) in p.iter_mut().zip(a) {
+                *p = _mm512_scalef_ps(*p, a);
             }
             p
         })
