@@ -155,8 +155,11 @@ impl Kernel for ToBf16<'_> {
     fn run<S: Simd>(self, s: S) {
         let mut rest = [0; MAX_LANES];
         for x in self.0.chunks_exact_mut(S::LANES) {
-            // SAFETY: LANES elements, which are read before they are written; and as many of `rest`.
-            unsafe { s.store_split(x.as_mut_ptr().cast(), rest.as_mut_ptr(), s.load_f16(x.as_ptr())) };
+            // SAFETY: LANES elements, read and then written; and as many of `rest`.
+            unsafe {
+                let v = s.load_f16(x.as_ptr());
+                s.store_split(x.as_mut_ptr().cast(), rest.as_mut_ptr(), v);
+            }
         }
     }
 }

@@ -158,8 +158,8 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
         unsafe { tiles::store_split(self, upper, lower, a) }
     }
 
-    /// Splits the numbers of two vectors, none of them negative, infinite or NaN, in two bf16 each to within 2^-16, and stores
-    /// the `2 · LANES` of each.
+    /// Splits the numbers of two vectors, none of them negative or infinite, in two bf16 each to within 2^-16, and stores the
+    /// `2 · LANES` of each; of a NaN one is a NaN.
     ///
     /// # Safety
     /// `upper` and `lower` are writable for `2 · LANES` elements.
