@@ -294,10 +294,7 @@ impl<const TILES: bool> Simd for Avx512<TILES> {
     unsafe fn store_split_pair(self, upper: *mut u16, lower: *mut u16, a: [__m512; 2]) {
         if !TILES {
             // SAFETY: the caller's promise.
-            return unsafe {
-                tiles::store_split(self, upper, lower, a[0]);
-                tiles::store_split(self, upper.add(16), lower.add(16), a[1]);
-            };
+            return unsafe { tiles::store_split_pair(self, upper, lower, a) };
         }
         // SAFETY: the caller vouches for 32 writable elements of 2 bytes, twice; `self` is proof of AVX512-BF16.
         unsafe {

@@ -166,10 +166,7 @@ pub(crate) trait Simd: Copy + fmt::Debug + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn store_split_pair(self, upper: *mut u16, lower: *mut u16, a: [Self::V; 2]) {
         // SAFETY: the caller's promise.
-        unsafe {
-            tiles::store_split(self, upper, lower, a[0]);
-            tiles::store_split(self, upper.add(Self::LANES), lower.add(Self::LANES), a[1]);
-        }
+        unsafe { tiles::store_split_pair(self, upper, lower, a) }
     }
 
     /// Runs `work`, which calls [`Simd::add_products`].

@@ -81,6 +81,19 @@ pub(super) unsafe fn store_split<S: Simd>(s: S, upper: *mut u16, lower: *mut u16
     }
 }
 
+/// [`Simd::store_split_pair`], lane by lane.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn store_split_pair<S: Simd>(s: S, upper: *mut u16, lower: *mut u16, a: [S::V; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        store_split(s, upper, lower, a[0]);
+        store_split(s, upper.add(S::LANES), lower.add(S::LANES), a[1]);
+    }
+}
+
 /// [`Simd::add_products`] in plain Rust, with the bits of the hardware: multiply-adds rounded once.
 ///
 /// # Safety
